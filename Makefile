@@ -1,0 +1,40 @@
+# Two commands for a fresh machine: `make book` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Without a GPU the pair of torch and torchvision is pinned, so that pip never fetches CUDA builds of torch.
+CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
+
+.PHONY: book test lint setup browser demo clean
+
+book: setup demo
+	$(BIN)/python -m tools.book build
+
+test: setup lint browser
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
+	$(BIN)/python -m tools.notebooks smoke
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: setup
+	$(BIN)/musc evaluate synthetic --out results
+
+setup: $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(CONSTRAINTS) -e '.[all]'
+	@touch $@
+
+# The tests of the built pages want a Chromium; where it cannot be installed they say so and are skipped.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+	     && apt-get install -qqy --no-install-recommends chromium >/dev/null; } \
+	|| echo "no Chromium: the tests of the built pages will be skipped"
+
+clean:
+	rm -rf $(VENV) _build results .pytest_cache .mypy_cache .ruff_cache

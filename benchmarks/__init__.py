@@ -1,0 +1,1 @@
+"""Every claim of speed or memory: `python -m benchmarks`."""

@@ -1,0 +1,5 @@
+import sys
+
+from musc.cli import main
+
+sys.exit(main())

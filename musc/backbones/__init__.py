@@ -1,0 +1,137 @@
+"""Frozen backbones: images to patch tokens of some stages and class tokens (Sec. 3.1, Sec. 4, Tab. 8)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from musc.backbones import networks
+from musc.backbones import weights as weight_files
+from musc.backbones.registry import BACKBONES, CLASS_TOKENS, BackboneSpec, find_backbone
+from musc.errors import ConfigError
+from musc.vit import EMBEDDED_WEIGHTS
+
+__all__ = ["BACKBONES", "CLASS_TOKENS", "Backbone", "BackboneSpec", "Tokens", "find_backbone", "load_backbone"]
+
+
+class Tokens(NamedTuple):
+    """What a backbone says of B images.
+
+    patch_tokens: one [B, M_l, C_l] per stage l, M_l = H_l * W_l patches row by row. class_tokens: [B, D], or None
+    where they were not asked for. grids: (H_l, W_l) per stage; the same for all stages of a ViT, not for Swin's.
+    """
+
+    patch_tokens: tuple[Tensor, ...]
+    class_tokens: Tensor | None
+    grids: tuple[tuple[int, int], ...]
+
+
+class Backbone:
+    """A frozen network in evaluation mode on its device, with one input size and some stages.
+
+    spec: what it is. image_size: side of the square input in pixels. stages: blocks whose output is taken, counted
+    from 1. weights_id: identifies the loaded weights ("blake2b:..." of a local file, repository and revision of one
+    from the hub, "random-seed0" of an untrained network). mean, std, interpolation: preprocessing. grids: (H, W) in
+    patches per stage.
+    """
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        network: nn.Module,
+        *,
+        image_size: int,
+        stages: tuple[int, ...],
+        weights_id: str,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.spec = spec
+        self.image_size = image_size
+        self.stages = stages
+        self.weights_id = weights_id
+        self.device = torch.device(device)
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.grids = spec.grids(image_size, stages)
+        self._run = networks.runner(spec)
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        return self.spec.mean
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        return self.spec.std
+
+    @property
+    def interpolation(self) -> str:
+        return self.spec.interpolation
+
+    @torch.inference_mode()
+    def __call__(self, images: Float[Tensor, "B 3 H W"], *, class_token: bool = True) -> Tokens:
+        """Patch tokens of each stage, in the order of `stages`, and the class tokens.
+
+        images: [B, 3, image_size, image_size], normalised with `mean` and `std`, on the backbone's device. class_token:
+        the class token needs the whole network; with False, the blocks above the last stage are left out.
+        What the tokens have passed differs by family, as in the released code. CLIP and Swin: patch tokens are the
+        raw output of the block. DINO and DINOv2: they pass the final LayerNorm. The class token: see
+        `CLASS_TOKENS[spec.class_token]`. Raises ConfigError on images of another size.
+        """
+        size = self.image_size
+        if images.shape[-2:] != (size, size):
+            raise ConfigError(f"images of {tuple(images.shape[-2:])} pixels: this backbone takes {size} x {size}.")
+        ascending = sorted(self.stages)
+        tokens, class_tokens = self._run(self.network, images, ascending, class_token)
+        if self.spec.class_token in ("unit", "pooled") and class_tokens is not None:
+            class_tokens = F.normalize(class_tokens, dim=-1)
+        by_stage = dict(zip(ascending, tokens, strict=True))
+        return Tokens(tuple(by_stage[s] for s in self.stages), class_tokens, self.grids)
+
+
+def load_backbone(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+    stages: tuple[int, ...] | None = None,
+    device: torch.device | str = "cpu",
+) -> Backbone:
+    """A frozen backbone, ready to run.
+
+    Args:
+        name: as `musc backbones` lists it, or its name in open_clip or timm.
+        weights: None for the backbone's own (from the package, the hub's cache, or the hub); a local file, safetensors
+            or torch, with the library's own key names (the originals of OpenAI, DINO, DINOv2 and Swin too); or the word
+            "random" for an untrained network (seed 0).
+        image_size: side of the square input in pixels, a multiple of the patch size (None: the spec's).
+        stages: blocks counted from 1 (None: the ends of four equal parts, Sec. 4; Swin's own four).
+        device: where it runs.
+
+    Raises:
+        ConfigError: no such backbone or stage, or the patch size does not divide the image size.
+        WeightsError: the file is missing, unreadable, of another model, or holds NaN; or the hub cannot be reached.
+    """
+    spec = find_backbone(name)
+    random = weights == "random"
+    network: nn.Module | None = None
+    if spec.library == "musc":  # small, and its file says what it is: load first, check then
+        path = EMBEDDED_WEIGHTS if weights is None or random else Path(weights).expanduser()
+        spec, network = networks.build_embedded(path, draw=random)
+    image_size = spec.check_image_size(image_size)
+    stages = spec.check_stages(stages)
+    if random:
+        network = network or networks.build(spec, image_size, draw=True)
+        weights_id = "random-seed0"
+    elif network is not None:
+        weight_files.check_finite(network.state_dict(), path)
+        weights_id = weight_files.digest(path)
+    else:
+        path, weights_id = weight_files.locate(spec, weights)
+        state = weight_files.read_state_dict(path)
+        network = networks.build(spec, image_size, draw=False)
+        weight_files.load_strictly(network, weight_files.fit(state, spec, network, path), spec, path)
+    return Backbone(spec, network, image_size=image_size, stages=stages, weights_id=weights_id, device=device)

@@ -1,0 +1,232 @@
+"""Weights of a backbone: from the hub or a file, read safely, checked, and fitted to the input size."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import pickle
+import ssl
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from musc.backbones.registry import BackboneSpec
+from musc.errors import WeightsError
+
+HUB_TIMEOUT = 10  # seconds without an answer
+
+
+def locate(spec: BackboneSpec, weights: str | Path | None) -> tuple[Path, str]:
+    """The weight file and an identifier of what is in it: that file, or the one on the hub.
+
+    Raises WeightsError where there is no such file, or the hub cannot be reached.
+    """
+    if weights is None:
+        return fetch(spec)
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise WeightsError(f"weights = {weights}: the file {what}. {_remedy(spec)}")
+    return path, digest(path)
+
+
+def fetch(spec: BackboneSpec) -> tuple[Path, str]:
+    """The weight file from the hub's cache on this machine, or else from the hub; with repository and revision."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        try:
+            path = hf_hub_download(spec.repo, spec.file, local_files_only=True)
+        except FileNotFoundError:  # not cached: ask the network only now
+            _reach_hub()
+            path = hf_hub_download(spec.repo, spec.file, etag_timeout=HUB_TIMEOUT)
+    except Exception as error:  # no network, a proxy, a full disk, a hub that is down: the way out is the same
+        reason = _first_line(error)
+        raise WeightsError(
+            f"the weights of {spec.name} are not on this machine and could not be fetched ({reason}). {_remedy(spec)}"
+        ) from error
+    return Path(path), f"{spec.repo}/{spec.file}@{Path(path).parent.name[:12]}"
+
+
+def _reach_hub() -> None:
+    """Raises OSError at once where the hub cannot be reached; its client would retry for half a minute, aloud."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return  # it answered
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):  # the hub's client may know the certificates
+            raise OSError(f"no connection to {constants.ENDPOINT}: {error.reason}") from error
+    except TimeoutError as error:
+        raise OSError(f"no connection to {constants.ENDPOINT}: {error}") from error
+
+
+def _remedy(spec: BackboneSpec) -> str:
+    if not spec.repo:
+        return "Leave weights out to use the file that comes with the package."
+    return (
+        f"Where there is a network, fetch https://huggingface.co/{spec.repo}/resolve/main/{spec.file} ; "
+        f"copy it anywhere on this machine, and give it with --weights {spec.file}"
+    )
+
+
+def digest(path: Path) -> str:
+    """An identifier of a file's content."""
+    with path.open("rb") as file:
+        return f"blake2b:{hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()}"
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The named tensors in a file, in float32, whatever its suffix: safetensors, torch, or a TorchScript archive.
+
+    torch files are read with weights_only=True, so no code in them is run. OpenAI publishes CLIP as TorchScript:
+    its parameters are taken, its program is not. A dictionary inside "state_dict" or "model" and the prefix "module."
+    are unwrapped. Raises WeightsError where the file is empty, damaged, something else, or holds NaN or infinity.
+    """
+    try:
+        loaded = _read(path)
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: damaged, or holds Python objects beside tensors, which are not loaded for safety. Save its "
+            "state_dict alone, best as safetensors."
+        ) from error
+    except Exception as error:  # every reader has its own ways to fail on bytes that make no sense
+        raise WeightsError(f"{path}: damaged or incomplete ({_first_line(error)}). Fetch it again.") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(f"{path}: holds a {type(loaded).__name__}, not named tensors.")
+    state = {str(key).removeprefix("module."): t.detach() for key, t in loaded.items() if isinstance(t, Tensor)}
+    if not state:
+        raise WeightsError(f"{path}: holds no named tensors.")
+    state = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
+    check_finite(state, path)
+    return state
+
+
+def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises WeightsError where a tensor holds NaN or infinity."""
+    bad = [key for key, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if bad:
+        raise WeightsError(f"{path}: NaN or infinity in {_some(bad)}. Fetch or make the file again.")
+
+
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise WeightsError(f"{path}: empty (0 bytes). Fetch it again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path}: a Git LFS pointer, not the weights. Run `git lfs pull`, or fetch the file itself.")
+    if head[8:9] == b"{":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if head.startswith(b"PK"):
+        with zipfile.ZipFile(path) as archive:
+            is_program = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        if is_program:
+            return torch.jit.load(path, map_location="cpu").state_dict()
+    elif not head.startswith((b"\x80", b"\x8a")):
+        raise WeightsError(f"{path}: neither safetensors nor a torch file (it begins {head[:16]!r}).")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def fit(state: dict[str, Tensor], spec: BackboneSpec, network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The tensors of `state` that `network` needs, under its names, its position embedding resized to its grid.
+
+    CLIP: the image tower alone. timm: without the classifier. Raises WeightsError where the file is of a network that
+    was trained with another grid of patches.
+    """
+    if spec.library == "open_clip":
+        prefix = "visual."
+        if any(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
+    elif spec.family == "Swin":
+        from timm.models.swin_transformer import checkpoint_filter_fn
+
+        try:
+            state = checkpoint_filter_fn(state, network)
+        except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+            raise WeightsError(f"{path}: not the weights of {spec.name}. {_remedy(spec)}") from error
+    state = {key: t for key, t in state.items() if not key.startswith("head.") and key != "mask_token"}
+    key = "positional_embedding" if spec.library == "open_clip" else "pos_embed"
+    if key in state and key in (target := network.state_dict()):
+        state[key] = _fit_position(state[key], target[key], spec, path)
+    return state
+
+
+def _fit_position(stored: Tensor, target: Tensor, spec: BackboneSpec, path: Path) -> Tensor:
+    tokens, wanted = stored.shape[-2] - 1, target.shape[-2] - 1
+    if tokens == wanted or stored.ndim != target.ndim or stored.shape[-1] != target.shape[-1]:
+        return stored  # nothing to resize, or `load_strictly` says what is wrong
+    native = spec.native_size // spec.patch_size
+    if tokens != native**2:
+        raise WeightsError(
+            f"{path}: its position embedding has {tokens} patches, and that of {spec.name} has {native} x {native}: "
+            f"weights of another model. {_remedy(spec)}"
+        )
+    prefix, grid = stored[..., :1, :], stored[..., 1:, :].reshape(native, native, -1)
+    side = math.isqrt(wanted)
+    resized = rearrange(resize_position(grid, side, side, spec.position), "h w c -> (h w) c")
+    return torch.cat([prefix, resized.expand(*prefix.shape[:-2], -1, -1)], dim=-2)
+
+
+def resize_position(grid: Float[Tensor, "h w C"], height: int, width: int, how: str) -> Float[Tensor, "H W C"]:
+    """A position embedding resized bicubically to height x width patches, as the network's authors do it.
+
+    how: "antialias" is open_clip's and timm's way. "dino" is that of DINO and DINOv2: no antialiasing (which in torch
+    is also another cubic kernel), and a scale of (height + 0.1) / h, which their code needs against rounding.
+    """
+    stacked = rearrange(grid, "h w c -> 1 c h w")
+    if how == "dino":
+        scale = ((height + 0.1) / grid.shape[0], (width + 0.1) / grid.shape[1])
+        resized = F.interpolate(stacked, scale_factor=scale, mode="bicubic", align_corners=False)
+    else:
+        resized = F.interpolate(stacked, (height, width), mode="bicubic", align_corners=False, antialias=True)
+    return rearrange(resized, "1 c h w -> h w c")
+
+
+def load_strictly(network: nn.Module, state: dict[str, Tensor], spec: BackboneSpec, path: Path) -> None:
+    """Put `state` into `network`. Raises WeightsError where a tensor is missing, left over or of another shape."""
+    wanted = network.state_dict()
+    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    other = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted.keys() & state.keys()
+        if state[key].shape != wanted[key].shape
+    ]
+    faults = [
+        f"{label}: {_some(keys)}"
+        for label, keys in (("missing", missing), ("unknown", unexpected), ("of another shape", sorted(other)))
+        if keys
+    ]
+    if faults:
+        raise WeightsError(f"{path}: not the weights of {spec.name}; {'; '.join(faults)}. {_remedy(spec)}")
+    network.load_state_dict(state, assign=True)
+
+
+def _some(names: list[str], shown: int = 3) -> str:
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

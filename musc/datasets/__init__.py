@@ -1,0 +1,145 @@
+"""Data sets: one lister per layout, each giving a `Category` of `Sample`s. Nothing is decoded here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from musc.datasets import btad, folder, mvtec_ad, visa
+from musc.datasets.base import Category, Rendered, Sample, Skipped, Source
+from musc.errors import ConfigError, DataError
+
+LAYOUTS = ("mvtec_ad", "visa", "btad", "folder", "synthetic")
+_LISTERS = {"mvtec_ad": mvtec_ad, "visa": visa, "btad": btad, "folder": folder}
+
+__all__ = [
+    "LAYOUTS", "Category", "Rendered", "Sample", "Skipped", "Source",
+    "detect_layout", "list_categories", "load", "load_category",
+]  # fmt: skip
+
+
+def detect_layout(root: Path | str) -> str:
+    """The layout that a folder looks like, one of LAYOUTS.
+
+    "visa" has split_csv/1cls.csv (or VisA's objects in test/{bad,good}), "btad" CATEGORY/test/{ok,ko}, "mvtec_ad"
+    CATEGORY/test; the folder may itself be the category. Anything else is a "folder" of images.
+    Raises DataError where it is no folder or may not be listed.
+    """
+    root = _root(root)
+    folder.entries(root)
+    if visa.split_file(root).exists() or visa.prepared(root) != root:
+        return "visa"
+    categories = [root] if mvtec_ad.is_category(root) else [root / name for name in mvtec_ad.names(root)]
+    if not categories:
+        return "folder"
+    defects = {name for category in categories for name in _subfolders(category / "test")}
+    if defects and defects <= {"ok", "ko"}:
+        return "btad"
+    if defects <= {"bad", "good"} and visa.OBJECTS.issuperset(c.name for c in categories):
+        return "visa"
+    return "mvtec_ad"
+
+
+def list_categories(layout: str | None, root: Path | str | None = None) -> list[str]:
+    """Names of the categories (products) under `root`, sorted; layout None looks at the folder.
+
+    Raises ConfigError on an unknown layout, DataError where the folder has no category in that layout.
+    """
+    if layout == "synthetic":
+        return _synthetic_names()
+    path, lister = _lister(layout, root)
+    if not (found := lister.names(path)):
+        raise DataError(
+            f"{path} has no category in the {layout} layout (CATEGORY/test/DEFECT/image): name the folder above the "
+            "categories, or use the layout `folder` for images without labels."
+        )
+    return found
+
+
+def load_category(
+    layout: str | None, root: Path | str | None = None, name: str | None = None, **options: Any
+) -> Category:
+    """One category: its images, what is known of them, and the files that were left out.
+
+    Args:
+        layout: one of LAYOUTS; None looks at the folder.
+        root: the data set's folder, or one category's; the synthetic set has none.
+        name: the category; None where there is only one.
+        options: good, defects, train, size, seed of the synthetic data set; the others have none.
+
+    Raises:
+        DataError: no such folder or category, no image in it, or several categories and no name.
+        ConfigError: an unknown layout, or options that it does not have.
+    """
+    available = list_categories(layout, root)
+    if name is None and len(available) > 1:
+        raise DataError(f"{root or layout} holds {len(available)} categories: name one of {', '.join(available)}.")
+    if name is not None and name not in available:
+        raise DataError(f"{root or layout} has no category {name!r}; it has {', '.join(available)}.")
+    name = name or available[0]
+    if layout == "synthetic":
+        from musc.datasets import synthetic
+
+        return synthetic.category(name, **options)
+    if options:
+        raise ConfigError(f"{', '.join(sorted(options))}: only the synthetic data set has such options.")
+    path, lister = _lister(layout, root)
+    return lister.load(path, name)
+
+
+def load(
+    root: Path | str | None = None,
+    layout: str | None = None,
+    categories: Sequence[str] | None = None,
+    **options: Any,
+) -> list[Category]:
+    """Several categories: `categories`, or all that there are (`load_category` has the arguments and errors).
+
+    Where several are read and one has no images, it comes back without samples and with the reason in `skipped`, so
+    that the others are still scored. Without a root the synthetic data set is meant.
+    """
+    layout = "synthetic" if root is None and layout is None else layout or detect_layout(root or "")
+    chosen = list(categories) if categories else list_categories(layout, root)
+    if len(chosen) == 1:
+        return [load_category(layout, root, chosen[0], **options)]
+    available = list_categories(layout, root)
+    if unknown := [name for name in chosen if name not in available]:
+        raise DataError(f"{root or layout} has no category {', '.join(unknown)}; it has {', '.join(available)}.")
+    loaded = []
+    for name in chosen:
+        try:
+            loaded.append(load_category(layout, root, name, **options))
+        except DataError as error:
+            loaded.append(Category(layout, name, (), skipped=(Skipped(name, str(error)),)))
+    if not any(loaded):
+        raise DataError(f"none of the {len(loaded)} categories can be read: {loaded[0].skipped[0].reason}")
+    return loaded
+
+
+def _lister(layout: str | None, root: Path | str | None) -> tuple[Path, Any]:
+    if layout is not None and layout not in LAYOUTS:
+        raise ConfigError(f"layout = {layout!r}: choose one of {', '.join(LAYOUTS)}.")
+    if root is None:
+        raise ConfigError(f"the layout {layout} needs the folder of the data set.")
+    path = _root(root)
+    folder.entries(path)  # names a missing or forbidden folder before any layout looks into it
+    return path, _LISTERS[layout or detect_layout(path)]
+
+
+def _subfolders(path: Path) -> list[str]:
+    try:
+        return [f.name for f in folder.entries(path)[0]]
+    except DataError:  # may not be listed: loading it says so
+        return []
+
+
+def _root(root: Path | str) -> Path:
+    return Path(os.path.abspath(Path(root).expanduser()))  # so that "." has a name
+
+
+def _synthetic_names() -> list[str]:
+    from musc.datasets import synthetic
+
+    return list(dict.fromkeys([*synthetic.CATEGORIES, *synthetic.HARD]))

@@ -1,0 +1,21 @@
+"""The errors that a user can cause: each says what was wrong, where, and what to do about it."""
+
+
+class MuscError(Exception):
+    """A mistake in the input, the settings or the machine's set-up; its text names the value and the remedy."""
+
+
+class DataError(MuscError):
+    """A folder, image or mask that cannot be used."""
+
+
+class ConfigError(MuscError):
+    """A setting that cannot work, or two that contradict each other."""
+
+
+class WeightsError(MuscError):
+    """Weights that are missing, unreadable or of another model."""
+
+
+class ResultError(MuscError):
+    """A result folder that cannot be written or read back."""

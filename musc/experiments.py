@@ -1,0 +1,274 @@
+"""The paper's ablations: one pass over a category's distances, reduced many ways.
+
+Tables 3, 4, 5, 7, 9, 10 and Figures 4, 7, 8, 10 all start from the same distances of Eq. 1. They are computed once per
+category, at every aggregation degree that a table asks for, kept in memory-mapped files, and reduced to one anomaly map
+per distinct variant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from numpy.lib.format import open_memmap
+from torch import Tensor
+from tqdm import tqdm
+
+from musc import msm
+from musc.config import MuScConfig
+from musc.datasets.base import Category
+from musc.errors import ConfigError, DataError
+from musc.features import Features
+from musc.pipeline import MuSc, evaluate, split_subsets, upsample
+
+DEGREES = (1, 3, 5, 7, 9, 13)  # all that any table asks for
+CHUNK_BYTES = 256 << 20  # distances sorted at a time
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one row of an ablation changes; the defaults are the method itself (windows None: the configuration's)."""
+
+    degrees: tuple[int, ...] = (1, 3, 5)
+    interval: tuple[float, float] = (0.0, 0.3)
+    reduction: str = "mean"
+    subsets: int = 1
+    windows: tuple[float, ...] | None = None
+
+    @property
+    def scoring(self) -> tuple[tuple[float, float], str, int]:
+        """How distances become patch scores: variants that differ only in degrees and windows share it."""
+        return self.interval, self.reduction, self.subsets
+
+
+def _sets(*degrees: tuple[int, ...]) -> dict[str, Variant]:
+    return {"{" + ", ".join(map(str, d)) + "}": Variant(degrees=d) for d in degrees}
+
+
+# Rows are named as the paper prints them.
+GRIDS: dict[str, dict[str, Variant]] = {
+    "table_3": _sets((1,), (3,), (5,), (1, 3), (3, 5), (1, 3, 5)),
+    "table_4": {
+        "(a) min": Variant(interval=(0, 1), reduction="min"),
+        "(b) max": Variant(interval=(0, 1), reduction="max"),
+        "(c) mean": Variant(interval=(0, 1)),
+        "(d) 30% + min": Variant(reduction="min"),
+        "(e) 30% + max": Variant(reduction="max"),
+        "(f) 30% + mean": Variant(),
+    },
+    "table_5": {"w/o": Variant(windows=()), "w": Variant()},
+    "table_7": {str(s): Variant(subsets=s) for s in (1, 2, 3)},
+    "table_9": _sets(*(DEGREES[:n] for n in range(1, 7))),
+    "table_10": {f"{y}% ~ 30%": Variant(interval=(y / 100, 0.3)) for y in (0, 2, 4, 6, 8, 10)},
+    "figure_7": {f"{x}%": Variant(interval=(0.0, x / 100)) for x in range(10, 101, 10)},
+    "figure_8": {
+        **{str(k): Variant(windows=(k,)) for k in range(2, 10)},
+        "inf": Variant(windows=(math.inf,)),
+        "{2, 3}": Variant(windows=(2, 3)),
+        "{8, 9}": Variant(windows=(8, 9)),
+    },
+}
+
+
+class Distances:
+    """Distances of Eq. 1 on disk: one memory-mapped file per stage, [D, N, J, M], J = N - 1 in the images' order.
+
+    float32 where that fits into `max_bytes`, else float16 (distances are at most 2, so it rounds by less than 0.001).
+    """
+
+    def __init__(self, folder: Path, degrees: tuple[int, ...], grids: tuple[tuple[int, int], ...]) -> None:
+        self.folder, self.degrees, self.grids = folder, degrees, grids
+
+    @classmethod
+    def compute(
+        cls,
+        features: Features,
+        folder: Path,
+        degrees: tuple[int, ...] = DEGREES,
+        *,
+        config: MuScConfig | None = None,
+        device: torch.device | str = "cpu",
+        max_bytes: int = 16 << 30,
+        progress: bool = False,
+    ) -> Distances:
+        """Compute and store the distances of every stage, or open those that a finished run left in `folder`.
+
+        Raises ConfigError, before anything is computed, where the files would be larger than `max_bytes` or the disk.
+        """
+        config = config or MuScConfig()
+        store = cls(folder, degrees, features.grids)
+        N, per_value = len(features), store._bytes_per_value(len(features), max_bytes)
+        folder.mkdir(parents=True, exist_ok=True)
+        stages = list(zip(features.patch_tokens, features.grids, strict=True))
+        for n, (tokens, grid) in enumerate(tqdm(stages, desc="stages", disable=None if progress else True)):
+            path = store._path(n)
+            if path.exists():
+                continue
+            shape = (len(degrees), N, N - 1, math.prod(grid))
+            partial = path.with_suffix(".partial")
+            array = open_memmap(partial, mode="w+", dtype=np.float32 if per_value == 4 else np.float16, shape=shape)
+            msm.stage_distances(
+                tokens.to(device),
+                degrees,
+                grid=grid,
+                precision=config.precision,
+                block=config.block,
+                out=torch.from_numpy(array),
+            )
+            array.flush()
+            partial.replace(path)
+        return store
+
+    def _path(self, stage: int) -> Path:
+        return self.folder / f"stage{stage}.npy"
+
+    def _bytes_per_value(self, N: int, max_bytes: int) -> int:
+        M = sum(H * W for H, W in self.grids)
+        values = len(self.degrees) * N * (N - 1) * M
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        bound = min(max_bytes, shutil.disk_usage(self.folder.parent).free)
+        for size in (4, 2):
+            if values * size <= bound:
+                return size
+        raise ConfigError(
+            f"the distances take D x N x (N-1) x sum of M = {len(self.degrees)} x {N} x {N - 1} x {M} values, "
+            f"{values * 2 / 2**30:.1f} GiB in float16, and {bound / 2**30:.1f} GiB are allowed: "
+            "use fewer images or degrees, a smaller image size, or raise the bound."
+        )
+
+    def __getitem__(self, index: tuple[int, int]) -> np.ndarray:
+        """[N, J, M] of one stage (counted from 0) and one aggregation degree (by its value), read from disk."""
+        stage, degree = index
+        return np.load(self._path(stage), mmap_mode="r")[self.degrees.index(degree)]
+
+    def patch_scores(
+        self, scorings: Iterable[tuple[tuple[float, float], str, int]], defects: list[str], seed: int
+    ) -> dict[tuple[int, int, tuple[tuple[float, float], str, int]], Float[Tensor, "N M"]]:
+        """Eq. 2 for every (stage, degree, scoring): read once, sorted once per number of subsets."""
+        scores = {}
+        scorings = list(dict.fromkeys(scorings))
+        for stage in range(len(self.grids)):
+            for degree in self.degrees:
+                D = self[stage, degree]
+                N, _, M = D.shape
+                for s in dict.fromkeys(subsets for _, _, subsets in scorings):
+                    wanted = [scoring for scoring in scorings if scoring[2] == s]
+                    out = {scoring: torch.empty(N, M) for scoring in wanted}
+                    for rows in split_subsets(defects, s, seed):
+                        for part in rows.split(max(1, CHUNK_BYTES // (4 * D[0].size))):
+                            ordered = _others(D, part, rows).sort(dim=1).values
+                            for scoring in wanted:
+                                out[scoring][part] = reduce_sorted(ordered, *scoring[:2])
+                    scores.update({(stage, degree, scoring): value for scoring, value in out.items()})
+        return scores
+
+
+def _others(D: np.ndarray, part: Tensor, members: Tensor) -> Float[Tensor, "n J M"]:
+    """Distances of the images `part` to the other `members` of their subset."""
+    if len(members) == len(D):
+        return torch.from_numpy(np.array(D[part[0] : part[-1] + 1])).float()
+    slots = [[int(j) - int(j > i) for j in members if j != i] for i in part]  # row i leaves itself out
+    return torch.stack([torch.from_numpy(D[int(i), slot]) for i, slot in zip(part, slots, strict=True)]).float()
+
+
+def reduce_sorted(
+    ordered: Float[Tensor, "N J M"], interval: tuple[float, float], reduction: str
+) -> Float[Tensor, "N M"]:
+    """`msm.interval_average` of distances that are sorted along J already."""
+    low, high = msm.interval_bounds(ordered.shape[1], interval)
+    if reduction == "mean":
+        return ordered[:, low:high].mean(dim=1)
+    return ordered[:, low if reduction == "min" else high - 1]
+
+
+def ablate(
+    category: Category,
+    musc: MuSc,
+    folder: Path,
+    grids: Mapping[str, Mapping[str, Variant]] = GRIDS,
+    *,
+    keep_distances: bool = False,
+    max_bytes: int = 16 << 30,
+) -> pd.DataFrame:
+    """Measure every row of every grid on one category; finished work in `folder` is reused.
+
+    Returns a tidy frame with columns experiment, row, dataset, category, group ("image", "image_before_rscin",
+    "pixel_clean", "pixel_official"), metric, value (a fraction). keep_distances leaves the distances on disk, as
+    Figures 4 and 10 need them. Raises what `MuSc.run` and `Distances.compute` raise.
+    """
+    if not category.labeled:
+        raise DataError(f"{category.name} has images without labels: an ablation measures, and needs them.")
+    variants = {(name, row): v for name, rows in grids.items() for row, v in rows.items()}
+    digest = hashlib.blake2b(f"{musc.fingerprint(category)}{variants}".encode(), digest_size=8).hexdigest()
+    finished = folder / f"ablations-{digest}.csv"
+    if finished.exists() and not keep_distances:
+        return pd.read_csv(finished, dtype={"row": str})
+
+    features = musc.features(category.samples)
+    degrees = tuple(sorted({r for v in variants.values() for r in v.degrees}))
+    place = folder / f"distances-{digest}"
+    distances = Distances.compute(
+        features,
+        place,
+        degrees,
+        config=musc.config,
+        device=musc.device,
+        max_bytes=max_bytes,
+        progress=musc.progress,
+    )
+    defects = [s.defect for s in features.samples]
+    scores = distances.patch_scores((v.scoring for v in variants.values()), defects, musc.config.seed)
+    rows = _measure(category, musc, features, variants, scores)
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = pd.DataFrame(rows)
+    frame.to_csv(finished.with_suffix(".partial"), index=False)
+    finished.with_suffix(".partial").replace(finished)
+    (folder / f"ablations-{digest}.json").write_text(json.dumps(musc.config.to_dict(), indent=1) + "\n")
+    if not keep_distances:
+        shutil.rmtree(place)
+    return frame
+
+
+def _measure(category: Category, musc: MuSc, features: Features, variants: dict, scores: dict) -> list[dict]:
+    size = musc.config.map_size or musc.backbone.image_size
+    pixel: dict[tuple, dict] = {}  # metrics of the maps, which RsCIN does not touch
+    rows = []
+    bar = tqdm(variants.items(), desc="variants", disable=None if musc.progress else True)
+    by_maps = sorted(bar, key=lambda item: (item[1].degrees, str(item[1].scoring)))
+    last, maps = None, torch.empty(0)
+    for (experiment, row), v in by_maps:
+        key = (v.degrees, v.scoring)
+        if key != last:
+            last, maps = key, _maps(features, v, scores, size)
+        raw = maps.flatten(1).amax(dim=1)
+        one = MuSc(musc.config if v.windows is None else musc.config.replace(windows=v.windows))
+        final, _ = one.rescored(raw, features.class_tokens)
+        measured, _ = evaluate(category.dataset, features.samples, final, raw, maps if key not in pixel else None)
+        pixel.setdefault(key, {name: m for name, m in measured.items() if name.startswith("pixel")})
+        for group, metrics in {**measured, **pixel[key]}.items():
+            for metric, value in metrics.items():
+                rows.append(
+                    {"experiment": experiment, "row": row, "dataset": category.dataset, "category": category.name,
+                     "group": group, "metric": metric, "value": value}
+                )  # fmt: skip
+    order = {key: n for n, key in enumerate(variants)}
+    return sorted(rows, key=lambda r: order[r["experiment"], r["row"]])
+
+
+def _maps(features: Features, v: Variant, scores: dict, size: int) -> Float[Tensor, "N H W"]:
+    """Eq. 3 and the upsampling, from the patch scores of every stage and degree."""
+    maps = torch.zeros(len(features), size, size)
+    for grid in dict.fromkeys(features.grids):
+        stages = [n for n, g in enumerate(features.grids) if g == grid]
+        chosen = torch.stack([scores[n, r, v.scoring] for n in stages for r in v.degrees])
+        maps += len(stages) / len(features.grids) * upsample(chosen.mean(dim=0), grid, size)
+    return maps

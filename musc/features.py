@@ -1,0 +1,277 @@
+"""Tokens of a whole category: decode, extract, cache (Sec. 3.1, first sentence).
+
+The cache holds one safetensors file per image, addressed by the image's content and by everything that shapes its
+tokens. A changed image or weight file therefore has another address, a half-written file is never visible (write,
+then rename), and two processes may share one cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from tqdm import tqdm
+
+from musc.backbones import Backbone, Tokens
+from musc.datasets.base import Sample, Skipped
+from musc.errors import ConfigError, DataError
+from musc.transforms import content_key, preprocess, read_image
+
+CACHE_VERSION = 2  # part of every address: raise it when the meaning of the stored tokens changes
+
+
+@dataclass
+class Features:
+    """The tokens of N images: per stage l, patch_tokens[l] is [N, M_l, C_l], laid out on the grid grids[l] = (H, W)
+    with M = H * W, row by row; class_tokens is [N, D] or None. samples are the images that were read, in order; keys
+    their contents' digests (`content_key`), which are also their names in the cache."""
+
+    patch_tokens: list[Tensor]
+    class_tokens: Tensor | None
+    grids: tuple[tuple[int, int], ...]
+    samples: tuple[Sample, ...]
+    skipped: tuple[Skipped, ...] = ()
+    keys: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, rows: Sequence[int]) -> Features:
+        """The tokens of the images at `rows`, in that order."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        return Features(
+            [stage[index] for stage in self.patch_tokens],
+            None if self.class_tokens is None else self.class_tokens[index],
+            self.grids,
+            tuple(self.samples[i] for i in index.tolist()),
+            self.skipped,
+            tuple(self.keys[i] for i in index.tolist()) if self.keys else (),
+        )
+
+
+def check_references(features: Features, references: Features) -> None:
+    """Raises ConfigError where `references` are tokens of another backbone, size or stages than `features`, DataError
+    where an image stands in both: it would score itself, and find nothing but itself."""
+
+    def shape(f: Features) -> str:
+        stages = ", ".join(f"{H} x {W} x {t.shape[-1]}" for (H, W), t in zip(f.grids, f.patch_tokens, strict=True))
+        return f"{len(f.grids)} stages of {stages}"
+
+    if shape(features) != shape(references):
+        raise ConfigError(
+            f"the references' tokens have {shape(references)} (rows x columns x channels), the images' "
+            f"{shape(features)}: extract both with the same backbone, image size and stages."
+        )
+    where = dict(zip(references.keys, references.samples, strict=True)) if references.keys else {}
+    for key, sample in zip(features.keys, features.samples, strict=False):
+        if key in where:
+            raise DataError(
+                f"{sample.name} is also a reference image ({where[key].name}): an image that scores itself "
+                "always looks normal. Leave it out of one of the two."
+            )
+
+
+class TokenCache:
+    """Tokens on disk, one file per image; `folder` None caches nothing."""
+
+    def __init__(self, folder: Path | None, backbone: Backbone, half: bool) -> None:
+        recipe = {
+            "version": CACHE_VERSION,
+            "backbone": backbone.spec.name,
+            "weights": backbone.weights_id,
+            "image_size": backbone.image_size,
+            "stages": list(backbone.stages),
+            "preprocessing": [list(backbone.mean), list(backbone.std), backbone.interpolation],
+            "half": half,
+        }
+        digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8).hexdigest()
+        self.folder = folder / f"{backbone.spec.name.replace('/', '-')}-{digest}" if folder else None
+        self._write_failed = False
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """The tokens of the image with that content key; None where they are not stored or cannot be read."""
+        if self.folder is None:
+            return None
+        try:
+            return safetensors.torch.load_file(self.folder / f"{key}.safetensors")
+        except (OSError, SafetensorError):  # not there, or damaged on disk: extract it again
+            return None
+
+    def put(self, key: str, tokens: dict[str, Tensor]) -> None:
+        """Store tokens. A full disk costs the cache, never the run: it is said once, and the run goes on."""
+        if self.folder is None or self._write_failed:
+            return
+        partial = self.folder / f".{key}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(tokens, partial)
+            os.replace(partial, self.folder / f"{key}.safetensors")
+        except (OSError, SafetensorError) as error:
+            self._write_failed = True
+            partial.unlink(missing_ok=True)
+            warnings.warn(f"features are not cached, since {self.folder} cannot be written ({error})", stacklevel=2)
+
+
+def extract(
+    samples: Sequence[Sample],
+    backbone: Backbone,
+    *,
+    cache: Path | None = None,
+    batch_size: int = 8,
+    workers: int = 2,
+    half: bool = False,
+    progress: bool = False,
+) -> Features:
+    """Patch tokens and class tokens of every readable image; the others are named in `skipped`, with the reason.
+
+    Args:
+        samples: the images, in the order of the rows that come back.
+        backbone: a frozen network on its device; it fixes the input size and the stages.
+        cache: folder of the token cache (None: extract afresh, store nothing).
+        batch_size: images per forward pass.
+        workers: threads that read, hash and decode images ahead of the network (0: in this thread).
+        half: run the network under float16 autocast and keep float16 tokens (CUDA only; float32 elsewhere).
+        progress: show a bar on a terminal.
+
+    Raises:
+        DataError: not one image could be read.
+    """
+    half = half and backbone.device.type == "cuda"
+    store = TokenCache(cache, backbone, half)
+    rows = _Rows(len(samples), backbone)
+    skipped: list[Skipped] = []
+    waiting: list[tuple[int, str, Tensor]] = []
+
+    def flush() -> None:
+        if waiting:
+            indices, keys, images = zip(*waiting, strict=True)
+            for index, key, tokens in zip(indices, keys, _forward(backbone, torch.stack(images), half), strict=True):
+                store.put(key, tokens)
+                rows.set(index, key, tokens)
+            waiting.clear()
+
+    decoded = _read_ahead(samples, backbone, store, workers, ahead=2 * batch_size)
+    for index, key, item in tqdm(decoded, total=len(samples), desc="tokens", unit="image", disable=_hide(progress)):
+        if isinstance(item, DataError):
+            skipped.append(Skipped(samples[index].name, str(item)))
+        elif isinstance(item, dict):
+            rows.set(index, key, item)
+        else:
+            waiting.append((index, key, item))
+            if len(waiting) == batch_size:
+                flush()
+    flush()
+    if len(skipped) == len(samples):
+        reasons = "\n  ".join(s.reason for s in skipped[:3])
+        raise DataError(f"none of the {len(samples)} images could be read:\n  {reasons}" if samples else "no images.")
+    return rows.features(samples, skipped)
+
+
+def stored(keys: Sequence[str], names: Sequence[str], backbone: Backbone, cache: Path, half: bool = False) -> Features:
+    """The tokens of images that were extracted before, from the cache alone; keys: their contents' digests.
+
+    Raises DataError where some are not in `cache`: for another backbone or size, cleared, or never kept.
+    """
+    store = TokenCache(cache, backbone, half and backbone.device.type == "cuda")
+    rows, missing = _Rows(len(keys), backbone), []
+    for index, (key, name) in enumerate(zip(keys, names, strict=True)):
+        if (tokens := store.get(key)) is None:
+            missing.append(name)
+        else:
+            rows.set(index, key, tokens)
+    if missing or not keys:
+        raise DataError(
+            f"the tokens of {len(missing)} of {len(keys)} images (first {missing[0] if missing else 'none'}) are not "
+            f"in {store.folder}: run the earlier images again with that cache, or name the folder that holds them."
+        )
+    return rows.features([Sample(name, Path(name)) for name in names], [])
+
+
+def _hide(progress: bool) -> bool | None:
+    return None if progress else True  # None: tqdm shows the bar on a terminal only
+
+
+def _read_ahead(
+    samples: Sequence[Sample], backbone: Backbone, store: TokenCache, workers: int, ahead: int
+) -> Iterator[tuple[int, str, Tensor | dict[str, Tensor] | DataError]]:
+    """(index, content key, image tensor | cached tokens | what was wrong), in order, decoded by threads."""
+
+    def read(index: int) -> tuple[int, str, Any]:
+        source = samples[index].image
+        try:
+            key = content_key(source)
+            cached = store.get(key)
+            if cached is not None:
+                return index, key, cached
+            image = read_image(source)
+            return (
+                index,
+                key,
+                preprocess(image, backbone.image_size, backbone.mean, backbone.std, backbone.interpolation),
+            )
+        except DataError as error:
+            return index, "", error
+
+    if workers == 0:
+        yield from map(read, range(len(samples)))
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[Any]] = deque()
+        try:
+            for index in range(len(samples)):
+                pending.append(pool.submit(read, index))
+                if len(pending) > ahead:  # bounds what lies decoded in memory
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _forward(backbone: Backbone, images: Tensor, half: bool) -> Iterator[dict[str, Tensor]]:
+    """One named set of tokens per image, on the CPU, as the cache stores them."""
+    with torch.autocast("cuda", dtype=torch.float16, enabled=half):
+        tokens: Tokens = backbone(images.to(backbone.device))
+    named = {f"stage{n}": t for n, t in enumerate(tokens.patch_tokens)}
+    if tokens.class_tokens is not None:
+        named["class"] = tokens.class_tokens
+    named = {name: (t.half() if half else t.float()).cpu() for name, t in named.items()}
+    for i in range(len(images)):
+        yield {name: t[i].contiguous() for name, t in named.items()}
+
+
+class _Rows:
+    """Tokens of N images gathered into one tensor per stage, allocated once."""
+
+    def __init__(self, N: int, backbone: Backbone) -> None:
+        self.N, self.backbone = N, backbone
+        self.tensors: dict[str, Tensor] = {}
+        self.keys: dict[int, str] = {}
+
+    def set(self, index: int, key: str, tokens: dict[str, Tensor]) -> None:
+        for name, value in tokens.items():
+            if name not in self.tensors:
+                self.tensors[name] = torch.empty((self.N, *value.shape), dtype=value.dtype)
+            self.tensors[name][index] = value
+        self.keys[index] = key
+
+    def features(self, samples: Sequence[Sample], skipped: list[Skipped]) -> Features:
+        kept = torch.tensor(sorted(self.keys))
+        tensors = self.tensors if len(kept) == self.N else {n: t[kept] for n, t in self.tensors.items()}
+        stages = [tensors[f"stage{n}"] for n in range(len(self.backbone.grids))]
+        read = tuple(samples[int(i)] for i in kept)
+        keys = tuple(self.keys[int(i)] for i in kept)
+        return Features(stages, tensors.get("class"), self.backbone.grids, read, tuple(skipped), keys)

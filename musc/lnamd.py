@@ -1,0 +1,69 @@
+"""LNAMD: local neighborhood aggregation with multiple degrees (Sec. 3.1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+EPS = 1e-5  # of the joint LayerNorm
+
+
+def square_grid(M: int, grid: tuple[int, int] | None = None) -> tuple[int, int]:
+    """`grid` checked against M patches, or the square grid where none is given. Raises ValueError."""
+    side = math.isqrt(M)
+    H, W = grid or (side, side)
+    if H * W != M:
+        said = f"grid {H} x {W} has {H * W} patches" if grid else "that is no square number"
+        raise ValueError(f"{M} patch tokens, but {said}: give grid=(rows, columns) of the patch grid.")
+    return H, W
+
+
+def check_degree(degree: int) -> int:
+    """`degree` itself. Raises ValueError unless it is odd and positive."""
+    if degree < 1 or degree % 2 == 0:
+        raise ValueError(f"aggregation degree {degree}: give an odd whole number, such as 1, 3 or 5.")
+    return degree
+
+
+def layer_norm(patch_tokens: Float[Tensor, "N M C"]) -> Float[Tensor, "N M C"]:
+    """Each image's stage map normalised jointly over all patches and channels (no affine parameters, eps 1e-5)."""
+    return F.layer_norm(patch_tokens, patch_tokens.shape[1:], eps=EPS)
+
+
+def aggregate(
+    patch_tokens: Float[Tensor, "N M C"],
+    degree: int,
+    *,
+    grid: tuple[int, int] | None = None,
+    normalize: bool = True,
+) -> Float[Tensor, "N M C"]:
+    """Replace every patch token by the mean of its r x r neighbourhood, of unit length.
+
+    Sec. 3.1: F_hat^r is F_i, seen on its patch grid, under r x r average pooling with stride 1. Three things the paper
+    leaves open are as in the released code: each image's map first passes a LayerNorm jointly over (C, H, W) without
+    affine parameters; the border is padded with zeros that count in the mean; every aggregated token is L2-normalised.
+
+    Args:
+        patch_tokens: [N, M, C], raw tokens of one stage, patches row by row.
+        degree: r, odd. r = 1 aggregates nothing (it still normalises).
+        grid: (rows, columns) of the patch grid; square where not given.
+        normalize: False leaves out the L2 norm.
+
+    Returns:
+        [N, M, C], unit vectors, in the input's dtype and on its device.
+
+    Raises:
+        ValueError: an even degree, or a grid that does not hold M patches.
+    """
+    M = patch_tokens.shape[1]
+    H, _ = square_grid(M, grid)
+    r = check_degree(degree)
+    tokens = layer_norm(patch_tokens)
+    if r > 1:
+        maps = rearrange(tokens, "N (H W) C -> N C H W", H=H)
+        tokens = rearrange(F.avg_pool2d(maps, r, stride=1, padding=r // 2), "N C H W -> N (H W) C")
+    return F.normalize(tokens, dim=-1) if normalize else tokens

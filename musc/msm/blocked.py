@@ -1,0 +1,60 @@
+"""The engine for any device and dtype: one product per pair and degree, in plain torch operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from musc import lnamd
+from musc.msm.pairs import Plan
+
+Nearest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of every row of a [m, C] to its nearest row of b [n, C], and the reverse: [m], [n].
+
+    Minima are found in ||b||^2 - 2 <a, b> and only the winners' distances computed, as ||a - b||: the expanded square
+    loses all digits where two tokens are nearly equal.
+    """
+    product = a @ b.T  # [m, n]
+    to_b = (b.square().sum(-1) - 2 * product).argmin(dim=1)
+    to_a = (a.square().sum(-1)[:, None] - 2 * product).argmin(dim=0)
+    return torch.linalg.vector_norm(a - b[to_b], dim=-1), torch.linalg.vector_norm(b - a[to_a], dim=-1)
+
+
+def stage_distances(
+    image: Callable[[int], Tensor],
+    plan: Plan,
+    degrees: Sequence[int],
+    grid: tuple[int, int],
+    block: int | None,
+    write: Callable[[int, int, Tensor], None],
+    advance: Callable[[int], object],
+    nearest: Nearest = nearest,
+) -> None:
+    """Calls write(i, slot, distances [D, M]) for every ordered pair in `plan`; image(p): raw tokens of pool image p.
+
+    At most 2 `block` images are held in aggregated form. advance(n): n more pairs are done. nearest: which patches of
+    two images may meet (`windowed.within` restricts them).
+    """
+
+    def aggregated(p: int) -> list[Tensor]:
+        tokens = image(p)[None]
+        tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+        return [lnamd.aggregate(tokens, degree, grid=grid)[0] for degree in degrees]
+
+    held: dict[int, list[Tensor]] = {}
+    for group in plan.blocks(block or 8):
+        needed = set(sum(group, ()))
+        held = {p: held[p] if p in held else aggregated(p) for p in needed}
+        for i, p in group:
+            found = [nearest(a, b) for a, b in zip(held[i], held[p], strict=True)]
+            forward, backward = (torch.stack(side) for side in zip(*found, strict=True))
+            if plan.slot[i, p] >= 0:
+                write(i, int(plan.slot[i, p]), forward)
+            if p < plan.N and plan.slot[p, i] >= 0:
+                write(p, int(plan.slot[p, i]), backward)
+            advance(1)

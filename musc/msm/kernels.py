@@ -1,0 +1,382 @@
+"""The CPU engine's preparation of an image, and products of two images' tokens in integers, compiled by numba.
+
+`products` is the one function that needs a particular processor (AVX2); it is compiled only where it is called.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+ROWS, COLS = 6, 16  # of a register tile: 12 accumulators of 8 integers, in 16 vector registers
+SPAN = 16  # steps of four 8-bit products between two carries from 16-bit sums into 32-bit ones
+TOP8 = 90  # of an 8-bit integer: (90 + 90) * 90 * 2 is the most that VPMADDUBSW adds without saturation
+LANE = 181.0  # of the length of what one 16-bit sum holds of a token: 181^2 < 2^15
+FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_I8x32, _I16x16, _I32x8 = ir.VectorType(_I8, 32), ir.VectorType(_I16, 16), ir.VectorType(_I32, 8)
+_F32x8 = ir.VectorType(ir.FloatType(), 8)
+
+
+def _load(builder, address, offset, kind, align=4):
+    pointer = builder.inttoptr(builder.add(address, _I64(offset)), kind.as_pointer())
+    value = builder.load(pointer)
+    value.align = align
+    return value
+
+
+def _store(builder, value, address, offset):
+    builder.store(value, builder.inttoptr(builder.add(address, _I64(offset)), value.type.as_pointer())).align = 4
+
+
+def _same(builder, scalar, vector):
+    """A vector of equal elements."""
+    single = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _I32(0))
+    return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count))
+
+
+class _Loop:
+    """A counted loop of LLVM instructions; `values` holds what it carries, and its end values afterwards."""
+
+    def __init__(self, builder, count, start, name):
+        self.builder, self.count = builder, count
+        entry = builder.block
+        self.body, self.done = builder.append_basic_block(name), builder.append_basic_block(name + ".done")
+        some = builder.icmp_signed(">", count, _I64(0))
+        builder.cbranch(some, self.body, self.done)
+        builder.position_at_end(self.body)
+        self.at = builder.phi(_I64)
+        self.at.add_incoming(_I64(0), entry)
+        self.values = [builder.phi(value.type) for value in start]
+        for phi, value in zip(self.values, start, strict=True):
+            phi.add_incoming(value, entry)
+        self.entry, self.start = entry, start
+
+    def end(self, new):
+        builder = self.builder
+        following = builder.add(self.at, _I64(1))
+        last = builder.block
+        builder.cbranch(builder.icmp_signed("<", following, self.count), self.body, self.done)
+        self.at.add_incoming(following, last)
+        for phi, value in zip(self.values, new, strict=True):
+            phi.add_incoming(value, last)
+        builder.position_at_end(self.done)
+        out = []
+        for value, first in zip(new, self.start, strict=True):
+            phi = builder.phi(value.type)
+            phi.add_incoming(first, self.entry)
+            phi.add_incoming(value, last)
+            out.append(phi)
+        return out
+
+
+def _multiply_add(builder, product, a_at, b_at, sums, kind):
+    """sums + products of six broadcast words of a with sixteen of b."""
+    columns = [_load(builder, b_at, 32 * half, kind) for half in (0, 1)]
+    new = []
+    for row in range(ROWS):
+        word = builder.bitcast(_same(builder, _load(builder, a_at, 4 * row, _I32), _I32x8), kind)
+        for half in (0, 1):
+            new.append(builder.add(sums[2 * row + half], builder.call(product, [word, columns[half]])))
+    return new
+
+
+@intrinsic
+def _tile(typingctx, a, b, offset, out, stride, spans, steps, ratio):
+    """out[6, 16] = ratio * (sum of 8-bit products) + (sum of 16-bit products), as float32.
+
+    a: address of [SPAN * spans, 6, 4] uint8 (values + TOP8), then [steps, 6, 2] int16; b: of [SPAN * spans, 16, 4]
+    int8, then [steps, 16, 2] int16; offset: of [spans, 16, 2] int16, where each span's 16-bit sums start, so that they
+    end without TOP8's part (they wrap around, and end in range); out: of float32 rows that lie `stride` bytes apart.
+    """
+    signature = types.void(*[types.intp] * 7, types.float32)
+
+    def codegen(context, builder, signature, args):
+        a, b, offset, out, stride, spans, steps, ratio = args
+        declare = builder.module.declare_intrinsic
+        madd = declare("llvm.x86.avx2.pmadd.wd", (), ir.FunctionType(_I32x8, [_I16x16, _I16x16]))
+        madd8 = declare("llvm.x86.avx2.pmadd.ub.sw", (), ir.FunctionType(_I16x16, [_I8x32, _I8x32]))
+        zero, ones = ir.Constant(_I32x8, [0] * 8), ir.Constant(_I16x16, [1] * 16)
+        outer = _Loop(builder, spans, [zero] * 12, "spans")
+        first = builder.add(offset, builder.mul(outer.at, _I64(64)))
+        start = [_load(builder, first, 32 * half, _I16x16) for _ in range(ROWS) for half in (0, 1)]
+        a_span = builder.add(a, builder.mul(outer.at, _I64(SPAN * 24)))
+        b_span = builder.add(b, builder.mul(outer.at, _I64(SPAN * 64)))
+        inner = _Loop(builder, _I64(SPAN), start, "steps8")
+        a_at = builder.add(a_span, builder.mul(inner.at, _I64(24)))
+        b_at = builder.add(b_span, builder.mul(inner.at, _I64(64)))
+        sums = inner.end(_multiply_add(builder, madd8, a_at, b_at, inner.values, _I8x32))
+        low = outer.end(
+            [builder.add(t, builder.call(madd, [s, ones])) for t, s in zip(outer.values, sums, strict=True)]
+        )
+        factor = _same(builder, ratio, _F32x8)
+        low = [builder.fmul(builder.sitofp(value, _F32x8), factor) for value in low]
+        for row in range(ROWS):  # parked there while the registers hold the other sums
+            row_at = builder.add(out, builder.mul(stride, _I64(row)))
+            for half in (0, 1):
+                _store(builder, low[2 * row + half], row_at, 32 * half)
+        a_high = builder.add(a, builder.mul(spans, _I64(SPAN * 24)))
+        b_high = builder.add(b, builder.mul(spans, _I64(SPAN * 64)))
+        loop = _Loop(builder, steps, [zero] * 12, "steps16")
+        a_at = builder.add(a_high, builder.mul(loop.at, _I64(24)))
+        b_at = builder.add(b_high, builder.mul(loop.at, _I64(64)))
+        high = loop.end(_multiply_add(builder, madd, a_at, b_at, loop.values, _I16x16))
+        for row in range(ROWS):
+            row_at = builder.add(out, builder.mul(stride, _I64(row)))
+            for half in (0, 1):
+                whole = builder.fadd(
+                    _load(builder, row_at, 32 * half, _F32x8), builder.sitofp(high[2 * row + half], _F32x8)
+                )
+                _store(builder, whole, row_at, 32 * half)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@njit(nogil=True, cache=True)
+def products(a, b, offset, ratio, ring, first, last):
+    """Gram rows of the panels first..last of image a with all of image b, into rows of `ring` (modulo its length).
+
+    a: [panels, steps, 6] int32, of which SPAN * spans steps are four 8-bit integers and the others two 16-bit ones; b:
+    [panels, steps, 16]; offset: [panels of b, spans, 16] int32; ring: [rows, n] float32.
+    """
+    spans = offset.shape[1]
+    steps = a.shape[1] - SPAN * spans
+    rows = ring.shape[0]
+    stride = ring.strides[0]
+    for q in range(b.shape[0]):
+        b_at, offset_at = b.ctypes.data + q * b.strides[0], offset.ctypes.data + q * offset.strides[0]
+        for p in range(first, last):
+            out = ring.ctypes.data + ((p * ROWS) % rows) * stride + q * COLS * 4
+            # numba supplies the typing context, which mypy takes for the first argument
+            _tile(a.ctypes.data + p * a.strides[0], b_at, offset_at, out, stride, spans, steps, ratio)  # type: ignore[call-arg]
+
+
+@intrinsic
+def _judge(typingctx, chunks, sums, scale, margin, best, factor, own, values, marks, tops):
+    """values = sums * factor * scale; marks: a bit where values + own >= best; tops: 8 of the largest values + margin.
+
+    Per chunk of 64: addresses of float32, and of 8 bytes of marks and 8 float32 of tops.
+    """
+    signature = types.void(*[types.intp] * 5, types.float32, types.float32, *[types.intp] * 3)
+
+    def codegen(context, builder, signature, args):
+        chunks, sums, scale, margin, best, factor, own, values, marks, tops = args
+        bits = builder.module.declare_intrinsic("llvm.x86.avx.movmsk.ps.256", (), ir.FunctionType(_I32, [_F32x8]))
+        factor, own = _same(builder, factor, _F32x8), _same(builder, own, _F32x8)
+        loop = _Loop(builder, chunks, [], "chunks")
+        at = builder.mul(loop.at, _I64(256))
+        top = None
+        for k in range(0, 256, 32):
+            here = [_load(builder, builder.add(array, at), k, _F32x8) for array in (sums, scale, margin, best)]
+            value = builder.fmul(builder.fmul(here[0], factor), here[1])
+            _store(builder, value, builder.add(values, at), k)
+            upper = builder.fadd(value, here[2])
+            top = upper if top is None else builder.select(builder.fcmp_ordered(">", top, upper), top, upper)
+            hit = builder.fcmp_ordered(">=", builder.fadd(value, own), here[3])
+            mask = builder.call(bits, [builder.bitcast(builder.sext(hit, _I32x8), _F32x8)])
+            place = builder.add(builder.add(marks, builder.mul(loop.at, _I64(8))), _I64(k // 32))
+            builder.store(builder.trunc(mask, _I8), builder.inttoptr(place, _I8.as_pointer()))
+        _store(builder, top, builder.add(tops, builder.mul(loop.at, _I64(32))), 0)
+        loop.end([])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@njit(nogil=True, cache=True)
+def judge(sums, scale, margin, best, factor, own, values, marks, tops):
+    """One row's cosines, the columns that it may be the nearest of, and the largest upper bounds; see `_judge`.
+
+    sums, scale, margin, best, values: [n] float32, n a multiple of 64; marks: [n / 64] int64; tops: [n / 8].
+    """
+    _judge(  # type: ignore[call-arg]
+        marks.shape[0], sums.ctypes.data, scale.ctypes.data, margin.ctypes.data, best.ctypes.data,
+        factor, own, values.ctypes.data, marks.ctypes.data, tops.ctypes.data,
+    )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def largest(sums, scale, factor, best):
+    """Raises every column's largest cosine `best` by one row's, sums * factor * scale; returns the row's largest."""
+    top = np.float32(-8)
+    for i in range(sums.shape[0]):
+        value = sums[i] * factor * scale[i]
+        best[i] = max(best[i], value)
+        top = max(top, value)
+    return top
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def add1(a, out):
+    for i in range(out.shape[0]):
+        out[i] = a[i]
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def add2(a, b, out):
+    for i in range(out.shape[0]):
+        out[i] = a[i] + b[i]
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def add3(a, b, c, out):
+    for i in range(out.shape[0]):
+        out[i] = a[i] + b[i] + c[i]
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def add5(a, b, c, d, e, out):
+    for i in range(out.shape[0]):
+        out[i] = a[i] + b[i] + c[i] + d[i] + e[i]
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def add_rows(rows, first, step, count, out):
+    """out = sum of `count` of the rows, from `first` in steps of `step`, counted around their end."""
+    R = rows.shape[0]
+    a, b, c = rows[first % R], rows[(first + step) % R], rows[(first + 2 * step) % R]
+    if count == 1:
+        add1(a, out)
+    elif count == 2:
+        add2(a, b, out)
+    elif count == 3:
+        add3(a, b, c, out)
+    elif count == 5:
+        add5(a, b, c, rows[(first + 3 * step) % R], rows[(first + 4 * step) % R], out)
+    else:
+        add3(a, b, c, out)
+        for t in range(3, count):
+            add2(out, rows[(first + t * step) % R], out)
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _squares(row):
+    total = np.float32(0)
+    for c in range(row.shape[0]):
+        total += row[c] * row[c]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def box(tokens, H, W, h, out, length):
+    """out[y, x] = sum of tokens over the (2h + 1)^2 neighbourhood, zeros beyond the border; and the sums' lengths.
+
+    tokens: [M, C]; out: [M, C], or [1, C] where only the lengths [M] are wanted.
+    """
+    kept = out.shape[0] == tokens.shape[0]
+    line = np.empty((W, tokens.shape[1]), np.float32)
+    for y in range(H):
+        top, bottom = max(0, y - h), min(H, y + h + 1)
+        for x in range(W):
+            add_rows(tokens, top * W + x, W, bottom - top, line[x])
+        for x in range(W):
+            left, right = max(0, x - h), min(W, x + h + 1)
+            sums = out[y * W + x if kept else 0]
+            add_rows(line, left, 1, right - left, sums)
+            length[y * W + x] = np.sqrt(_squares(sums))
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def scale_rows(rows, factor):
+    """Multiplies row m by factor[m]."""
+    for m in range(rows.shape[0]):
+        for c in range(rows.shape[1]):
+            rows[m, c] *= factor[m]
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def lengths(rows, out):
+    """out[m] = length of the row; returns the largest magnitude of an element."""
+    most = np.float32(0)
+    for m in range(rows.shape[0]):
+        row = rows[m]
+        total = np.float32(0)
+        for c in range(row.shape[0]):
+            total += row[c] * row[c]
+            most = max(most, abs(row[c]))
+        out[m] = np.sqrt(total)
+    return most
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def longest_lane(rows):
+    """The largest length of what one 16-bit sum holds of a row: per SPAN, the first or second two of every four."""
+    span, most = 4 * SPAN, np.float32(0)
+    for m in range(rows.shape[0]):
+        for start in range(0, rows.shape[1], span):
+            first, second = np.float32(0), np.float32(0)
+            for c in range(start, start + span, 4):
+                first += rows[m, c] * rows[m, c] + rows[m, c + 1] * rows[m, c + 1]
+                second += rows[m, c + 2] * rows[m, c + 2] + rows[m, c + 3] * rows[m, c + 3]
+            most = max(most, first, second)
+    return np.sqrt(most)
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def round8(row, scale, small):
+    """small = row times scale as integers of at most TOP8; what that leaves out stays in `row`."""
+    for c in range(row.shape[0]):
+        value = row[c] * scale
+        whole = np.rint(min(max(value, np.float32(-TOP8)), np.float32(TOP8)))
+        small[c] = np.int8(whole)
+        row[c] = (value - whole) / scale
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def round16(row, scale, wide):
+    """wide = row times scale as 16-bit integers; returns the squared length of what that leaves out."""
+    total = np.float32(0)
+    for c in range(row.shape[0]):
+        value = row[c] * scale
+        whole = np.rint(value)
+        wide[c] = np.int16(whole)
+        total += (value - whole) * (value - whole)
+    return total / (scale * scale)
+
+
+@njit(nogil=True, cache=True)
+def pack(low, scale8, high, scale16, W, pitch, a, b, offset, error):
+    """Tokens rounded to integers and laid out for `products`: low [M, C] to 8 bits, high [M, K] to 16 bits.
+
+    a: [P, steps, 6] int32, b: [Q, steps, 16], offset: [Q, spans, 16]. What rounding leaves out of `low` stays in it;
+    `error`: [M], receives the length of what it leaves out of `high`. As rows (a) tokens follow each other; as columns
+    (b) a patch row takes `pitch` >= W places, the rest staying zero, so that a shift of the flat index never runs from
+    one patch row into the next.
+    """
+    M, C = low.shape
+    K = high.shape[1]
+    steps8 = C // 4
+    small, wide = np.zeros(C, np.int8), np.zeros(2 * (a.shape[1] - steps8), np.int16)
+    raised = np.zeros(C, np.uint8)
+    fours, raised_fours, pairs = small.view(np.int32), raised.view(np.int32), wide.view(np.int32)
+    for m in range(M):
+        if C:
+            round8(low[m], scale8, small)
+            for c in range(C):
+                raised[c] = np.uint8(small[c] + TOP8)
+        if K:
+            error[m] = np.sqrt(round16(high[m], scale16, wide[:K]))
+        n = m // W * pitch + m % W
+        into_a, into_b = a[m // ROWS, :, m % ROWS], b[n // COLS, :, n % COLS]
+        for k in range(steps8):
+            into_a[k] = raised_fours[k]
+            into_b[k] = fours[k]
+        for k in range(pairs.shape[0]):
+            into_a[steps8 + k] = pairs[k]
+            into_b[steps8 + k] = pairs[k]
+        for s in range(offset.shape[1]):
+            first, second = 0, 0
+            for c in range(4 * SPAN * s, 4 * SPAN * (s + 1), 4):
+                first += np.int64(small[c]) + small[c + 1]
+                second += np.int64(small[c + 2]) + small[c + 3]
+            offset[n // COLS, s, n % COLS] = _two(-TOP8 * first, -TOP8 * second)
+
+
+@njit(nogil=True, cache=True)
+def _two(first, second):
+    """Two 16-bit integers, wrapped around, in one of 32 bits."""
+    return np.int32(np.uint32(np.uint16(first & 0xFFFF)) | (np.uint32(np.uint16(second & 0xFFFF)) << np.uint32(16)))

@@ -1,0 +1,97 @@
+"""Which images score which: the pool of every image, and the unordered pairs to compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Image i is scored by pool image p into row slot[i, p] of its J distances; -1: p does not score i.
+
+    slot: [N, P]. The pool is the N images themselves, then the reference images (P = N + R).
+    """
+
+    slot: Tensor
+    J: int
+
+    @property
+    def N(self) -> int:
+        return self.slot.shape[0]
+
+    @property
+    def P(self) -> int:
+        return self.slot.shape[1]
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Every pair (i, p), i < p, of which at least one image scores the other: each is compared once."""
+        wanted = self.slot >= 0
+        wanted[:, : self.N] |= wanted[:, : self.N].T.clone()
+        return [(i, p) for i, p in wanted.nonzero().tolist() if i < p]
+
+    def blocks(self, size: int) -> list[list[tuple[int, int]]]:
+        """The pairs, grouped so that those of one group touch at most 2 `size` images."""
+        groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for i, p in self.pairs():
+            groups.setdefault((i // size, p // size), []).append((i, p))
+        # boustrophedon: consecutive groups share a block of images
+        order = sorted(groups, key=lambda g: (g[0], g[1] if g[0] % 2 == 0 else -g[1]))
+        return [groups[g] for g in order]
+
+
+def plan_pool(N: int, R: int = 0, pool: int | Tensor | None = None, seed: int = 0) -> Plan:
+    """The Plan of N images and R reference images.
+
+    pool: None, all others; a number, that many of the others per image, drawn by `seed`; [N, J], the others by index.
+    References always score, and with pool = 0 they score alone. Raises ValueError where an image is left with nothing
+    to be scored by.
+    """
+    if N + R < 2:
+        raise ValueError(
+            f"{N} image and {R} reference images: mutual scoring compares images of one product with each other. "
+            "Give at least two images, or one and a reference image."
+        )
+    chosen = torch.zeros(N, N, dtype=torch.bool)
+    if pool is None or (isinstance(pool, int) and pool >= max(1, N - 1)):
+        chosen = ~torch.eye(N, dtype=torch.bool)
+    elif isinstance(pool, int):
+        if pool < (0 if R else 1):
+            raise ValueError(
+                f"pool = {pool}: give the number of images that score each image, from 1 (from 0 with references)."
+            )
+        if pool:
+            chosen = _random_regular(N, pool, seed)
+    else:
+        rows = torch.arange(N)[:, None]
+        if pool.shape[0] != N or (pool == rows).any() or pool.min() < 0 or pool.max() >= N:
+            raise ValueError(f"pool {tuple(pool.shape)}: give, for each of {N} images, the indices of others.")
+        chosen[rows, pool] = True
+        if len(chosen.sum(dim=1).unique()) > 1:
+            raise ValueError("pool: an image is named twice in one row; every row needs equally many different images.")
+    wanted = torch.cat([chosen, torch.ones(N, R, dtype=torch.bool)], dim=1)  # [N, N + R]
+    slot = torch.where(wanted, wanted.cumsum(dim=1) - 1, -1)
+    return Plan(slot, int(wanted[0].sum()))
+
+
+def _random_regular(N: int, R: int, seed: int) -> Tensor:
+    """[N, N] mask with R others per row, every other one equally likely.
+
+    The images stand in a random circle and each is scored by those at R drawn offsets. Offsets come in pairs +s, -s, so
+    that a comparison serves both of its images: N R / 2 comparisons rather than N R.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    seat = torch.randperm(N, generator=generator)
+    steps = torch.randperm((N - 1) // 2, generator=generator) + 1
+    offsets = torch.stack([steps, -steps], dim=1).flatten()[: R - R % 2]
+    if R % 2:  # opposite seats are their own mirror image; an odd circle has none and one offset stays single
+        rest = torch.tensor([N // 2]) if N % 2 == 0 else steps[R // 2][None]
+        offsets = torch.cat([offsets, rest])
+    elif len(offsets) < R:  # cannot be: R <= N - 2 leaves enough pairs
+        raise AssertionError("not enough offsets")
+    mask = torch.zeros(N, N, dtype=torch.bool)
+    for s in offsets.tolist():
+        mask[seat, seat.roll(s)] = True
+    return mask

@@ -1,0 +1,198 @@
+"""RsCIN for the scores of any other method (App. A.2.4, Tab. 11): read, join by path, re-score, write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from musc import metrics, rscin
+from musc.class_tokens import ClassTokens, pick, read_class_tokens, unique_paths
+from musc.errors import ConfigError, DataError, ResultError
+
+RAW, PLAIN = "raw_score", "score"  # columns that are scores, the first found counts
+LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What `rescore_file` gives back.
+
+    table: the rows of the CSV file in their order, with `score` (after RsCIN), `rank` (1 = most anomalous) and
+    `raw_score` (before) in front of all its other columns. metrics: image metrics before and after in percent, a row
+    per category, empty without labels. notes: what was left out or could not be measured.
+    """
+
+    table: pd.DataFrame
+    metrics: pd.DataFrame
+    notes: tuple[str, ...]
+
+    def write(self, path: Path | str) -> Path:
+        """Write the table as CSV, all or nothing. Raises ResultError where that is not possible."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            self.table.to_csv(partial, index=False)
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise ResultError(f"{path} cannot be written ({error.strerror or error}): choose another --out.") from error
+        return path
+
+
+def rescore_file(
+    scores: Path | str,
+    class_tokens: Path | str,
+    windows: Sequence[float] = (2, 3),
+    *,
+    categories: Sequence[str] | None = None,
+    column: str | None = None,
+    by_order: bool = False,
+) -> Rescored:
+    """Re-score the image scores of any method by RsCIN (Eq. 5), each category by itself.
+
+    Args:
+        scores: a CSV file with the columns `path` and `score`; `label` (0 normal, 1 anomalous) and `category` may be
+            there too. Where it has `raw_score` as well, as our own scores.csv does, that one is re-scored: its `score`
+            has been through RsCIN already.
+        class_tokens: see `class_tokens.read_class_tokens`. Rows are joined by relative path; slashes are normalised.
+        windows: k of each window, counting the image itself; (2, 3) on MVTec AD and BTAD, (8, 9) on VisA.
+        categories: only these, by the column `category`; or, without that column, the one array to take from a file of
+            several.
+        column: the column that is re-scored, where it is neither of the two above.
+        by_order: join row by row instead. The tokens' file has no paths (the published ones have none), and the
+            caller vouches that the rows of both stand in the same order.
+
+    Raises:
+        DataError: a file cannot be read; a path is missing, named twice, or has no class token; a score is not finite.
+        ConfigError: windows larger than the category, an unknown category or column, an order that is not vouched for.
+    """
+    table, column = _read_scores(Path(scores), column)
+    notes = [f"re-scored the column {column!r} of {scores}."]
+    before = table[column].to_numpy(dtype=np.float64)
+    after = np.empty_like(before)
+    rows_of = _categories(table, categories, Path(scores))
+    found, measured = read_class_tokens(class_tokens), {}
+    for name, rows in rows_of.items():
+        tokens = pick(found, name, class_tokens)
+        order = _match(table["path"].iloc[rows], tokens, Path(scores), by_order)
+        if (spare := len(tokens.tokens) - len(order)) and len(rows_of) == 1:
+            notes.append(f"{spare} class tokens of {tokens.source} have no score: left out.")
+        try:
+            smoothed = rscin.rescore(
+                torch.from_numpy(before[rows]), torch.from_numpy(tokens.tokens[order].astype(np.float64)), windows
+            )
+        except ValueError as error:
+            raise ConfigError(f"{scores} with {tokens.source}: {error}") from error
+        after[rows] = smoothed.numpy()
+        if "label" in table:
+            labels = table["label"].to_numpy()[rows]
+            if 0 < labels.sum() < len(labels):
+                measured[name or Path(scores).stem] = _before_after(labels, before[rows], after[rows])
+            else:
+                notes.append(f"{name or scores}: no metrics, since all labels are equal.")
+    kept = np.sort(np.concatenate(list(rows_of.values())))
+    front = {"path": table["path"], PLAIN: after, "rank": _ranks(after, rows_of), RAW: before}
+    rest = table.drop(columns=[c for c in {*front, column} if c in table])
+    out = pd.DataFrame(front).join(rest).iloc[kept].reset_index(drop=True)
+    return Rescored(out, _metrics_table(measured), tuple(notes))
+
+
+def _read_scores(path: Path, column: str | None) -> tuple[pd.DataFrame, str]:
+    """The CSV file with checked paths, numbers and labels, and the name of the column of scores."""
+    try:
+        table = pd.read_csv(path, dtype={"path": str, "label": str, "category": str}, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is not there: name the CSV file of the scores.") from error
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise DataError(f"{path} cannot be read as a CSV file ({error}).") from error
+    column = column or (RAW if RAW in table else PLAIN)
+    if "path" not in table or column not in table:
+        raise DataError(f"{path} needs the columns path and {column}; it has {', '.join(map(str, table.columns))}.")
+    if table.empty:
+        raise DataError(f"{path} has no rows: there is nothing to re-score.")
+    numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
+    if not np.isfinite(numbers).all():
+        i = int(np.flatnonzero(~np.isfinite(numbers))[0])
+        raise DataError(
+            f"{path}: the {column} of {table['path'].iloc[i]!r} is {table[column].iloc[i]!r}, not a finite number: "
+            "mend it, or leave that row out."
+        )
+    table[column] = numbers
+    if "label" in table:
+        labels = table["label"].str.lower().map(LABELS)
+        if labels.isna().all():
+            table = table.drop(columns="label")
+        elif labels.isna().any():
+            row = table.loc[labels.isna()].iloc[0]
+            raise DataError(
+                f"{path}: the label of {row['path']!r} is {row['label']!r}: give 0 (normal) or 1 (anomalous)."
+            )
+        else:
+            table["label"] = labels.astype(int)
+    return table, column
+
+
+def _categories(table: pd.DataFrame, chosen: Sequence[str] | None, path: Path) -> dict[str | None, NDArray[np.intp]]:
+    """Rows of each category; one of no name where the table does not tell them apart."""
+    if "category" in table and (table["category"] != "").any():
+        groups = {str(name): np.flatnonzero(table["category"] == name) for name in table["category"].unique()}
+        if unknown := sorted(set(chosen or ()) - set(groups)):
+            raise ConfigError(f"{path} has no category {', '.join(unknown)}; it has {', '.join(groups)}.")
+        return {name: rows for name, rows in groups.items() if not chosen or name in chosen}
+    if chosen and len(chosen) > 1:
+        raise ConfigError(f"{path} has no column `category`: name one category, or add the column.")
+    return {chosen[0] if chosen else None: np.arange(len(table))}
+
+
+def _match(paths: pd.Series, tokens: ClassTokens, source: Path, by_order: bool) -> NDArray[np.intp]:
+    """The row of the class tokens of every path."""
+    wanted = unique_paths(tuple(paths), source)
+    if by_order:
+        if len(wanted) != len(tokens.tokens):
+            raise DataError(
+                f"{source} has {len(wanted)} scores but {tokens.source} has {len(tokens.tokens)} class tokens: "
+                "--by-order needs equally many."
+            )
+        return np.arange(len(wanted))
+    if tokens.paths is None:
+        raise ConfigError(
+            f"{tokens.source} names no paths, so its rows cannot be matched with those of {source}. If both are in "
+            "the same order (the published files: sorted by defect folder, then file name), say --by-order."
+        )
+    row_of = {path: row for row, path in enumerate(tokens.paths)}
+    if missing := [path for path in wanted if path not in row_of]:
+        own = repr(tokens.paths[0]) if tokens.paths else "nothing"
+        raise DataError(
+            f"{len(missing)} of {len(wanted)} paths of {source} have no class token in {tokens.source}, such as "
+            f"{missing[0]!r}; it has {own}. Make both relative to the same folder."
+        )
+    return np.array([row_of[path] for path in wanted])
+
+
+def _ranks(scores: NDArray[np.float64], rows_of: dict[str | None, NDArray[np.intp]]) -> NDArray[np.int64]:
+    ranks = np.zeros(len(scores), dtype=np.int64)
+    for rows in rows_of.values():
+        ranks[rows[np.argsort(-scores[rows], kind="stable")]] = np.arange(1, len(rows) + 1)
+    return ranks
+
+
+def _before_after(labels: NDArray[Any], before: NDArray[Any], after: NDArray[Any]) -> dict[str, float]:
+    without, with_ = metrics.image_metrics(labels, before), metrics.image_metrics(labels, after)
+    names = (("auroc", "AUROC"), ("f1_max", "F1-max"), ("ap", "AP"))
+    return {f"{t} {w}": 100 * m[n] for n, t in names for w, m in (("w/o", without), ("w", with_))}
+
+
+def _metrics_table(measured: dict[str, dict[str, float]]) -> pd.DataFrame:
+    table = pd.DataFrame.from_dict(measured, orient="index")
+    table.index.name = "category"
+    if len(table) > 1:
+        table.loc["mean"] = table.mean()
+    return table

@@ -1,0 +1,1 @@
+"""Pretraining of the embedded backbone on images that formulas draw: no photograph, no licence, no download."""

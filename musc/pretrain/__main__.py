@@ -1,0 +1,82 @@
+"""`python -m musc.pretrain`: train the embedded backbone, resume, write its weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from musc import vit
+from musc.errors import MuscError
+from musc.pretrain.train import Recipe, Trainer, batches, write_log
+
+LAST = "last.pt"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m musc.pretrain", description=__doc__)
+    parser.add_argument("--config", type=Path, help="recipe (JSON); default: the one of the weights in the package")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/procedural"), help="folder for the run")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoints in --out")
+    parser.add_argument("--steps", type=int, help="stop at this step of a part (default: the recipe's)")
+    parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw images")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--export", type=Path, help="only write the last checkpoint's weights to this file")
+    arguments = parser.parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        return run(arguments)
+    except MuscError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train the parts of the recipe one after the other, each from where the one before it ended."""
+    path = arguments.config or vit.EMBEDDED_WEIGHTS.with_suffix(".json")
+    parts = json.loads(path.read_text())["parts"]
+    folders = [arguments.out / str(number) for number, _ in enumerate(parts)]
+    if arguments.export:
+        trainer = Trainer.resume(next(f for f in reversed(folders) if (f / LAST).is_file()) / LAST)
+        vit.save(trainer.averaged(), arguments.export, {"step": str(trainer.number)})
+        return 0
+    for part, folder, before in zip(parts, folders, [None, *folders], strict=False):
+        recipe = Recipe.from_dict(part["recipe"])
+        folder.mkdir(parents=True, exist_ok=True)
+        if arguments.resume and (folder / LAST).is_file():
+            trainer = Trainer.resume(folder / LAST, recipe)
+        elif part["start"] == "random" or before is None:
+            trainer = Trainer(recipe)
+        elif part["start"] == "checkpoint":
+            trainer = Trainer.resume(before / LAST, recipe)
+        else:
+            vit.save(Trainer.resume(before / LAST).averaged(), before / "weights.safetensors")
+            trainer = Trainer(recipe, before / "weights.safetensors")
+        train(trainer, folder, arguments)
+        if arguments.steps and trainer.number >= arguments.steps:
+            break
+    return 0
+
+
+def train(trainer: Trainer, folder: Path, arguments: argparse.Namespace) -> None:
+    """Run one part to its end (or to --steps), with a checkpoint and a log every so often."""
+    recipe = trainer.recipe
+    end = min(recipe.steps, arguments.steps or recipe.steps)
+    for images, masks in batches(recipe, trainer.number, arguments.workers):
+        if trainer.number >= end:
+            break
+        line = trainer.step(images, masks)
+        if trainer.number % 10 == 0:
+            print(" ".join(f"{k} {v:.4g}" for k, v in line.items()), flush=True)
+        if trainer.number % arguments.every == 0 or trainer.number == end:
+            trainer.save(folder / LAST)
+            write_log(trainer.log, folder / "log.csv")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The objective: mutual scoring itself, made differentiable, on products whose defects are known.
+
+Patch tokens of each stage are treated as MuSc treats them (joint LayerNorm, unit length), a token's score is its
+distance to the nearest token of the other images of its product, averaged over the nearest images (Eq. 1-2), and
+  - `ranking`: defective tokens must score above the normal ones of their product;
+  - `identity`: a normal token must be nearer to its own product's tokens than to any other product's;
+  - `product`: class tokens of one product must be nearer to each other than to those of others (for RsCIN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+NORMAL, DEFECTIVE, UNCLEAR = 0, 1, -1
+
+
+def token_labels(masks: Bool[Tensor, "B H W"], patch: int) -> Int[Tensor, "B M"]:
+    """DEFECTIVE where at least 6 % of a patch's pixels were changed, NORMAL where none in or next to it was."""
+    changed = masks[:, None].float()
+    share = F.avg_pool2d(changed, patch).flatten(1)
+    near = F.max_pool2d(F.max_pool2d(changed, patch), 3, stride=1, padding=1).flatten(1)
+    labels = torch.full(share.shape, UNCLEAR, dtype=torch.long)
+    labels[near == 0] = NORMAL
+    labels[share >= 0.06] = DEFECTIVE
+    return labels
+
+
+def normalized(tokens: Float[Tensor, "B M C"], degree: int) -> Float[Tensor, "B M C"]:
+    """Joint LayerNorm, `degree` x `degree` mean, unit length (Sec. 3.1)."""
+    _, M, C = tokens.shape
+    tokens = F.layer_norm(tokens, (M, C))
+    if degree > 1:
+        side = int(M**0.5)
+        maps = rearrange(tokens, "b (h w) c -> b c h w", h=side)
+        maps = F.avg_pool2d(maps, degree, stride=1, padding=degree // 2)
+        tokens = rearrange(maps, "b c h w -> b (h w) c")
+    return F.normalize(tokens, dim=-1)
+
+
+def choose_queries(labels: Int[Tensor, "B M"], count: int, generator: torch.Generator) -> Int[Tensor, "B Q"]:
+    """`count` tokens of each image, at random, defective ones sooner than normal ones, unclear ones last."""
+    rank = torch.rand(labels.shape, generator=generator)
+    rank = rank + 0.6 * (labels == DEFECTIVE) - 2.0 * (labels == UNCLEAR)
+    return rank.topk(min(count, labels.shape[1]), dim=1).indices
+
+
+def stage_losses(
+    tokens: Float[Tensor, "P K M C"],
+    labels: Int[Tensor, "P K M"],
+    queries: Int[Tensor, "P K Q"],
+    others: Int[Tensor, " R"],
+    temperature: float = 0.07,
+) -> tuple[Tensor, Tensor, Float[Tensor, "P K Q"]]:
+    """The ranking and identity losses of one stage, and the queries' scores.
+
+    tokens: unit vectors of P products with K images each. labels: of each token. queries: indices of the Q scored
+    tokens of each image. others: indices into the P * K * M tokens, the sample that stands for other products.
+    """
+    P, K, M, C = tokens.shape
+    Q = queries.shape[-1]
+    picked = tokens.gather(2, queries[..., None].expand(-1, -1, -1, C))  # [P, K, Q, C]
+    similarity = rearrange(picked, "p k q c -> p (k q) c") @ rearrange(tokens, "p k m c -> p c (k m)")
+    best = similarity.reshape(P, K, Q, K, M).amax(-1)  # [P, K, Q, K], Eq. 1
+    itself = torch.eye(K, dtype=torch.bool)[None, :, None, :]
+    nearest = best.masked_fill(itself, -1).topk(max(1, (K - 1) // 2), dim=-1).values  # Eq. 2
+    scores = (2.001 - 2 * nearest).clamp_min(1e-4).sqrt().mean(-1)  # finite slope at distance 0
+
+    kinds = labels.gather(2, queries)
+    ranking = ranking_loss(scores.reshape(P, -1), kinds.reshape(P, -1))
+
+    foreign = tokens.reshape(-1, C)[others]
+    owner = others // (K * M)
+    away = rearrange(picked, "p k q c -> p (k q) c") @ foreign.T / temperature  # [P, K * Q, R]
+    away = away.masked_fill((owner[None] == torch.arange(P)[:, None])[:, None], -1e4)
+    near = nearest.mean(-1).reshape(P, K * Q, 1) / temperature
+    lost = torch.logsumexp(torch.cat([near, away], -1), -1) - near[..., 0]
+    identity = lost[kinds.reshape(P, -1) == NORMAL].mean()
+    return ranking, identity, scores
+
+
+def ranking_loss(
+    scores: Float[Tensor, "P T"], kinds: Int[Tensor, "P T"], margin: float = 0.15, temperature: float = 0.1
+) -> Float[Tensor, ""]:
+    """Mean over the defective tokens of log(1 + 20 mean_n exp((s_n - s + margin) / temperature)), n the normal ones."""
+    normal, defective = kinds == NORMAL, kinds == DEFECTIVE
+    excess = (scores[:, None, :] - scores[:, :, None] + margin) / temperature  # [P, defective, normal]
+    excess = excess.masked_fill(~normal[:, None, :], -torch.inf)
+    usable = defective & normal.any(1, keepdim=True)
+    if not usable.any():
+        return scores.sum() * 0
+    mean = torch.logsumexp(excess[usable.nonzero(as_tuple=True)], -1)
+    count = normal.sum(1, keepdim=True).expand_as(kinds)[usable]
+    return F.softplus(mean + torch.log(20 / count)).mean()
+
+
+def product_loss(class_tokens: Float[Tensor, "P K C"], temperature: float = 0.1) -> Float[Tensor, ""]:
+    """Supervised contrast: each image's class token against all others, those of its product being the right ones."""
+    P, K, _ = class_tokens.shape
+    z = F.normalize(class_tokens.reshape(P * K, -1), dim=-1)
+    owner = torch.arange(P).repeat_interleave(K)
+    same = (owner[:, None] == owner[None]) & ~torch.eye(P * K, dtype=torch.bool)
+    logits = (z @ z.T / temperature).masked_fill(torch.eye(P * K, dtype=torch.bool), -1e4)
+    return -(logits.log_softmax(-1) * same).sum(-1).div(K - 1).mean()
+
+
+def objective(
+    stages: list[Tensor],
+    class_tokens: Tensor,
+    masks: Bool[Tensor, "P K H W"],
+    patch: int,
+    generator: torch.Generator,
+    *,
+    queries: int = 64,
+    foreign: int = 512,
+    identity_weight: float = 0.3,
+    product_weight: float = 0.1,
+    local_weight: float = 0.5,
+    heads: Iterable[nn.Module] = (),
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of a batch, and its parts for the log: `ranking`, `identity` (means over the stages), `product`, and
+    `auroc`, the share of (defective, normal) query pairs of a product that the mean of the stages' scores orders right.
+
+    stages: per stage the tokens [P * K, M, C]. class_tokens: [P * K, C]. masks: the changed pixels.
+    """
+    P, K = masks.shape[:2]
+    labels = token_labels(masks.flatten(0, 1), patch)
+    M = labels.shape[1]
+    chosen = choose_queries(labels, queries, generator).reshape(P, K, -1)
+    others = torch.randint(P * K * M, (foreign,), generator=generator)
+    labels = labels.reshape(P, K, M)
+    degree = int(torch.randint(2, (1,), generator=generator)) * 2 + 1
+    ranking, identity, scores = [], [], []
+    for tokens in stages:
+        unit = normalized(tokens, degree).reshape(P, K, M, -1)
+        r, i, s = stage_losses(unit, labels, chosen, others)
+        ranking.append(r)
+        identity.append(i)
+        scores.append(s)
+    kinds = labels.gather(2, chosen).reshape(P, -1)
+    mean = torch.stack(scores).mean(0).reshape(P, -1)
+    joint = ranking_loss(mean, kinds)
+    local = joint * 0
+    known = labels.flatten(0, 1) != UNCLEAR
+    target = (labels.flatten(0, 1) == DEFECTIVE).float()
+    probes = list(heads)
+    for head, tokens in zip(probes, stages, strict=False):
+        logits = head(F.layer_norm(tokens, tokens.shape[1:]))[..., 0]
+        weight = torch.tensor(10.0)  # defective tokens are about a tenth
+        local = local + F.binary_cross_entropy_with_logits(logits[known], target[known], pos_weight=weight) / len(
+            probes
+        )
+    rank, ident = torch.stack(ranking).mean(), torch.stack(identity).mean()
+    product = product_loss(class_tokens.reshape(P, K, -1))
+    loss = joint + rank + identity_weight * ident + product_weight * product + local_weight * local
+    parts = {"joint": joint, "ranking": rank, "identity": ident, "product": product, "local": local}
+    log = {name: float(value.detach()) for name, value in parts.items()}
+    return loss, log | {"auroc": pair_auroc(mean.detach(), kinds)}
+
+
+def pair_auroc(scores: Float[Tensor, "P T"], kinds: Int[Tensor, "P T"]) -> float:
+    """The mean over the products of the AUROC of their tokens' scores."""
+    values = []
+    for s, k in zip(scores, kinds, strict=True):
+        normal, defective = s[k == NORMAL], s[k == DEFECTIVE]
+        if len(normal) and len(defective):
+            values.append(float((defective[:, None] > normal[None]).float().mean()))
+    return sum(values) / len(values) if values else float("nan")

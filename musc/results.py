@@ -1,0 +1,230 @@
+"""What a run leaves behind: scores, maps, metrics, and all that is needed to know where they came from."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from musc.config import MuScConfig
+from musc.datasets.base import Skipped
+from musc.errors import ResultError
+from musc.thresholds import Threshold, choose
+
+FORMAT = 1
+COLUMNS = ("path", "score", "rank", "raw_score", "decision", "label", "defect")
+Metrics = dict[str, dict[str, float]]
+
+
+@dataclass
+class MuScResult:
+    """Scores and maps of the N images of one category.
+
+    Attributes:
+        paths: names of the images, relative to the category's folder; every array below has its rows in this order.
+        image_scores: [N] float32, after RsCIN (Eq. 5), unitless in [0, 1] over the category. Where RsCIN was
+            switched off or impossible (see `notes`): the min-max of raw_image_scores.
+        raw_image_scores: [N] float32, before RsCIN: the maximum of each anomaly map (c_i, Sec. 3.2), a distance
+            between unit vectors, 0 to 2.
+        anomaly_maps: [N, H, W] float32, Eq. 3 upsampled to H x W pixels, on the same scale as raw_image_scores.
+        class_tokens: [N, D] float32, or None where the backbone has none.
+        labels: [N] (0 normal, 1 anomalous), or None where unknown. defects: name of each image's defect, or "".
+        metrics: {"image": ..., "image_before_rscin": ..., "pixel_clean": ..., "pixel_official": ...}, each a dict of
+            fractions in [0, 1]; the pixel ones hold "pro" (exact) and "pro_official". Empty without labels.
+        threshold: on the scale of raw_image_scores and of the maps, with its estimated false-alarm rate; see `decide`.
+        config, weights, environment, timings (seconds), notes, skipped: where all this came from.
+        fingerprint: digest of settings, weights and image contents; a rerun with an equal one is reused.
+        keys, reference_keys, cache: contents' digests of the images and of the references, and the folder where their
+            tokens are kept: what `stream.score_against` needs to score further images ("": no tokens were kept).
+    """
+
+    dataset: str
+    category: str
+    paths: tuple[str, ...]
+    image_scores: NDArray[np.float32]
+    raw_image_scores: NDArray[np.float32]
+    anomaly_maps: NDArray[np.float32]
+    class_tokens: NDArray[np.float32] | None
+    labels: NDArray[np.int64] | None
+    defects: tuple[str, ...]
+    config: MuScConfig
+    metrics: Metrics = field(default_factory=dict)
+    weights: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    fingerprint: str = ""
+    keys: tuple[str, ...] = ()
+    reference_keys: tuple[str, ...] = ()
+    cache: str = ""
+    threshold: Threshold | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def ranks(self) -> NDArray[np.int64]:
+        """[N], 1 for the image that looks most anomalous; ties in the order of the paths."""
+        order = np.argsort(-self.image_scores, kind="stable")
+        ranks = np.empty(len(order), dtype=np.int64)
+        ranks[order] = np.arange(1, len(order) + 1)
+        return ranks
+
+    def decide(self, method: str | float = "robust") -> Threshold | None:
+        """Choose the threshold: by a method of `musc.thresholds.METHODS`, or as a number on the maps' scale.
+
+        It compares raw_image_scores, since c_i is the maximum of the map: an image is anomalous exactly where a pixel
+        of its map is. Raises ConfigError where the method is unknown, or needs labels that are not there.
+        """
+        self.threshold = choose(method, self.raw_image_scores, self.labels)
+        return self.threshold
+
+    @property
+    def decisions(self) -> NDArray[np.int64] | None:
+        """[N], 1 where raw_image_scores reach the threshold, else 0; None without a threshold."""
+        if self.threshold is None:
+            return None
+        return (self.raw_image_scores >= np.float64(self.threshold.value)).astype(np.int64)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write everything into `folder`, all or nothing: an earlier result there stays whole until this one is.
+
+        Files: result.json, scores.csv, anomaly_maps.npy, class_tokens.npy. Raises ResultError where the disk is full
+        or the folder cannot be written; nothing else is lost then.
+        """
+        folder = Path(folder)
+        partial = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        try:
+            partial.mkdir(parents=True)
+            np.save(partial / "anomaly_maps.npy", self.anomaly_maps)
+            if self.class_tokens is not None:
+                np.save(partial / "class_tokens.npy", self.class_tokens)
+            self._write_csv(partial / "scores.csv")
+            (partial / "result.json").write_text(json.dumps(self._header(), indent=1) + "\n")
+            folder.mkdir(exist_ok=True)
+            (folder / "result.json").unlink(missing_ok=True)  # what is there is no result until the last rename
+            for name in ("anomaly_maps.npy", "class_tokens.npy", "scores.csv", "result.json"):
+                if (partial / name).exists():
+                    os.replace(partial / name, folder / name)
+        except OSError as error:
+            raise ResultError(_cannot_write(folder, error)) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path | str) -> MuScResult:
+        """Read a result back; the maps stay on disk until they are used. Raises ResultError naming what is wrong."""
+        folder = Path(folder)
+        try:
+            header = json.loads((folder / "result.json").read_text())
+            if header["format"] != FORMAT:
+                raise ResultError(f"{folder} has result format {header['format']}, not {FORMAT}: run it again.")
+            with (folder / "scores.csv").open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            maps = np.load(folder / "anomaly_maps.npy", mmap_mode="r")
+            tokens = folder / "class_tokens.npy"
+            result = cls(
+                dataset=header["dataset"],
+                category=header["category"],
+                paths=tuple(row["path"] for row in rows),
+                image_scores=np.array([row["score"] for row in rows], dtype=np.float32),
+                raw_image_scores=np.array([row["raw_score"] for row in rows], dtype=np.float32),
+                anomaly_maps=maps,
+                class_tokens=np.load(tokens) if tokens.exists() else None,
+                labels=np.array([int(row["label"]) for row in rows], dtype=np.int64) if header["labeled"] else None,
+                defects=tuple(row["defect"] for row in rows),
+                config=MuScConfig.from_dict(header["config"]),
+                metrics=header["metrics"],
+                weights=header["weights"],
+                environment=header["environment"],
+                timings=header["timings"],
+                notes=tuple(header["notes"]),
+                skipped=tuple(Skipped(**s) for s in header["skipped"]),
+                fingerprint=header["fingerprint"],
+                keys=tuple(header.get("keys", ())),
+                reference_keys=tuple(header.get("reference_keys", ())),
+                cache=header.get("cache", ""),
+                threshold=Threshold(**header["threshold"]) if header.get("threshold") else None,
+            )
+        except FileNotFoundError as error:
+            raise ResultError(
+                f"{folder} holds no finished result: {error.filename} is missing. Run it again."
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResultError(f"{folder} cannot be read as a result ({error!r}): run it again.") from error
+        if not len(result.paths) == len(result.anomaly_maps) == len(result.defects):
+            raise ResultError(f"{folder}: {len(rows)} rows of scores.csv but {len(maps)} maps. Run it again.")
+        return result
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "dataset": self.dataset,
+            "category": self.category,
+            "images": len(self),
+            "labeled": self.labels is not None,
+            "metrics": self.metrics,
+            "config": self.config.to_dict(),
+            "weights": self.weights,
+            "environment": self.environment,
+            "timings": self.timings,
+            "notes": list(self.notes),
+            "skipped": [asdict(s) for s in self.skipped],
+            "fingerprint": self.fingerprint,
+            "cache": self.cache,
+            "keys": list(self.keys),
+            "reference_keys": list(self.reference_keys),
+            "threshold": asdict(self.threshold) if self.threshold else None,
+        }
+
+    def _write_csv(self, path: Path) -> None:
+        labels = [""] * len(self) if self.labels is None else [str(int(label)) for label in self.labels]
+        decisions = [""] * len(self) if self.decisions is None else self.decisions.tolist()
+        columns = (self.paths, self.image_scores, self.ranks, self.raw_image_scores, decisions, labels, self.defects)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            # repr of a float32 is the shortest text that reads back to the same float32
+            writer.writerows([str(v) for v in row] for row in zip(*columns, strict=True))
+
+
+def _cannot_write(folder: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full: {folder} was not written. Free some space, or choose another folder with --out."
+    return f"{folder} cannot be written ({error.strerror or error}): choose another folder with --out."
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions and hardware, as every result and page of the book quotes them."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "cpu": cpu_name()}
+    found["cores"] = str(os.cpu_count())
+    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    for package in ("musc", "torch", "numpy", "timm", "open_clip_torch"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,85 @@
+"""RsCIN: re-scoring with constrained image-level neighborhood (Sec. 3.3, Eq. 4-5, App. A.1.2).
+
+Stands alone: it needs the image scores of any method and one class token per image, nothing else of this package.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def minmax(image_scores: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """Image scores scaled to [0, 1] over the category; equal scores all become 0.
+
+    The released code does this before Eq. 5, and the paper does not mention it. It changes no ranking metric.
+    """
+    low, high = image_scores.min(), image_scores.max()
+    return (image_scores - low) / (high - low) if high > low else torch.zeros_like(image_scores)
+
+
+def rescore(
+    image_scores: Float[Tensor, "N"],
+    class_tokens: Float[Tensor, "N D"],
+    windows: Sequence[float] = (2, 3),
+) -> Float[Tensor, "N"]:
+    """Smooth each image's score over the images whose class tokens are most similar to its own.
+
+    Eq. 4-5 with W = F F^T, the window mask M_k (row i marks the k nearest neighbours of image i) and D the row sums
+    of M_k * W:  C_hat = (sum_k D^-1 (M_k * W) C + C) / (K + 1).  The neighbours of an image include the image itself,
+    so the term "+ C" is the window k = 1, and windows = (1,) returns the min-max scores unchanged.
+
+    Args:
+        image_scores: [N], any scale; min-max normalised here first (see `minmax`).
+        class_tokens: [N, D]. Similarity is their plain dot product, as in the paper: L2-normalise them for the cosine.
+        windows: the k of each window, counting the image itself; `math.inf` takes all N images. The paper uses (2, 3)
+            on MVTec AD and BTAD and (8, 9) on VisA. An empty sequence leaves the min-max scores as they are.
+
+    Returns:
+        [N], unitless, in the scores' dtype and on their device. Values stay in [0, 1] where no similarity is negative.
+
+    Raises:
+        ValueError: lengths differ, a value is not finite, a window is below 1 or above N, or the kept similarities of
+            an image do not sum to a positive number (no weighted mean exists then).
+
+    Differs from the released code where tokens are not unit vectors (DINO, DINOv2): there an image's largest dot
+    product may be with another image, and the released code's window then leaves the image itself out. Here the image
+    is always its own first neighbour, as "+ C" and Eq. 7 say. Similarities are summed in float64, so that neighbours
+    do not depend on the device.
+    """
+    N = len(image_scores)
+    if N == 0 or len(class_tokens) != N:
+        raise ValueError(
+            f"{N} image scores but {len(class_tokens)} class tokens: give one token per score, at least one."
+        )
+    if not (torch.isfinite(image_scores).all() and torch.isfinite(class_tokens).all()):
+        raise ValueError("image scores or class tokens hold NaN or infinity: leave those images out first.")
+    for k in windows:
+        if not (k == math.inf or (k == int(k) and 1 <= k <= N)):
+            raise ValueError(
+                f"window {k}: give whole numbers from 1 (the image itself) to N = {N}, or inf for all images."
+            )
+
+    scores = minmax(image_scores.double())  # C: [N]
+    tokens = class_tokens.double()
+    similarity = tokens @ tokens.T  # W: [N, N]
+    # Self first, whatever the ties; then by falling similarity, and by index where that is equal.
+    order = similarity.clone().fill_diagonal_(math.inf).argsort(dim=1, descending=True, stable=True)
+
+    smoothed = scores.clone()  # the term "+ C"
+    for k in windows:
+        nearest = order[:, : N if k == math.inf else int(k)]  # N_k(I_i): [N, k]
+        weights = similarity.gather(1, nearest)  # M_k * W: [N, k]
+        total = weights.sum(dim=1)  # D: [N]
+        if (total <= 0).any():
+            i = int(total.argmin())
+            raise ValueError(
+                f"the {nearest.shape[1]} nearest similarities of image {i} sum to {total[i]:.3g}: a weighted mean "
+                "needs a positive sum. L2-normalise the class tokens, or use smaller windows."
+            )
+        smoothed += (weights * scores[nearest]).sum(dim=1) / total
+    return (smoothed / (len(windows) + 1)).to(image_scores.dtype)

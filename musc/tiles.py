@@ -1,0 +1,174 @@
+"""Large images in overlapping tiles, whose anomaly maps are stitched without seams.
+
+Squashed to the network's input, a large image loses its small defects. Cut into T x T tiles, each of which fills the
+input, it keeps them. A tile is compared with the tiles at the same place in the other images (every place is then a
+product of its own, and alignment matters), or with all their tiles (T x T times the cost, and nothing need be aligned).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from musc import msm
+from musc.datasets.base import Sample, Source
+from musc.errors import ConfigError
+from musc.features import Features
+from musc.transforms import content_key, read_image
+
+if TYPE_CHECKING:
+    from musc.pipeline import MuSc
+
+Span = tuple[float, float]  # where a tile begins and ends along one axis, the image being (0, 1)
+
+
+def spans(tiles: int, overlap: float) -> list[Span]:
+    """The `tiles` equal spans that cover (0, 1), each sharing `overlap` of its length with the next."""
+    length = 1 / (tiles - (tiles - 1) * overlap)
+    return [(k * length * (1 - overlap), min(1.0, k * length * (1 - overlap) + length)) for k in range(tiles)]
+
+
+def pixel_spans(tiles: int, overlap: float, size: int) -> list[tuple[int, int]]:
+    """`spans` in whole pixels of an axis `size` long: [first, last) each."""
+    return [(round(low * size), round(high * size)) for low, high in spans(tiles, overlap)]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile of a picture, cut out whenever it is called for; it is 1/length times finer than the whole."""
+
+    source: Source
+    across: Span
+    down: Span
+
+    @property
+    def key(self) -> str:
+        return f"{content_key(self.source)}/tile {self.across} {self.down}"
+
+    def __call__(self) -> Image.Image:
+        image = read_image(self.source)
+        width, height = image.size
+        left, right = (round(x * width) for x in self.across)
+        top, bottom = (round(y * height) for y in self.down)
+        return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+
+
+def cut(sample: Sample, tiles: int, overlap: float) -> list[Sample]:
+    """The tiles x tiles tiles of an image, row by row, as samples of their own (without masks)."""
+    cuts = spans(tiles, overlap)
+    places = [(down, across) for down in cuts for across in cuts]
+    return [
+        replace(sample, name=f"{sample.name}#{t}", image=Tile(sample.image, across, down), mask=None)
+        for t, (down, across) in enumerate(places)
+    ]
+
+
+def ramps(places: Sequence[tuple[int, int]], size: int) -> Float[Tensor, "T size"]:
+    """Weights of T overlapping pixel spans along one axis: smooth, zero outside the span, and of sum 1 at every pixel.
+
+    Over the pixels that a span shares with its neighbour the weight falls as the cosine does; a pixel that three spans
+    share is divided among them in proportion.
+    """
+    weights = torch.zeros(len(places), size, dtype=torch.float64)
+    for k, (first, last) in enumerate(places):
+        at = torch.arange(first, last, dtype=torch.float64) + 0.5
+        rise, fall = torch.ones_like(at), torch.ones_like(at)
+        if k and (shared := places[k - 1][1] - first) > 0:
+            rise = ((at - first) / shared).clamp(max=1)
+        if k + 1 < len(places) and (shared := last - places[k + 1][0]) > 0:
+            fall = ((last - at) / shared).clamp(max=1)
+        weights[k, first:last] = (0.5 - 0.5 * torch.cos(math.pi * rise)) * (0.5 - 0.5 * torch.cos(math.pi * fall))
+    return weights / weights.sum(dim=0)
+
+
+class Stitcher:
+    """Adds tile maps up to whole maps [N, size, size], one tile position after the other."""
+
+    def __init__(self, N: int, size: int, tiles: int, overlap: float) -> None:
+        self.places = pixel_spans(tiles, overlap, size)
+        self.tiles = tiles
+        self.weights = ramps(self.places, size).float()
+        self.maps = torch.zeros(N, size, size)
+
+    def shape(self, t: int) -> tuple[int, int]:
+        """(rows, columns) in pixels of tile t, counted row by row."""
+        (top, bottom), (left, right) = self.places[t // self.tiles], self.places[t % self.tiles]
+        return bottom - top, right - left
+
+    def add(self, t: int, tile_maps: Float[Tensor, "N h w"]) -> None:
+        """Blend the maps of tile t in; they have `shape(t)`."""
+        row, column = divmod(t, self.tiles)
+        (top, bottom), (left, right) = self.places[row], self.places[column]
+        weight = self.weights[row, top:bottom, None] * self.weights[column, None, left:right]
+        self.maps[:, top:bottom, left:right] += weight * tile_maps
+
+
+def map_size(size: int, tiles: int, overlap: float) -> int:
+    """Side of a whole map on which every tile has `size` pixels."""
+    low, high = spans(tiles, overlap)[0]
+    return round(size / (high - low))
+
+
+def anomaly_maps(
+    musc: MuSc, features: Features, references: Features | None = None, notes: list[str] | None = None
+) -> Float[Tensor, "N H W"]:
+    """Anomaly maps (Eq. 3) of the images of `features` by way of their tiles, stitched (`MuScConfig.tiles`).
+
+    Only the samples of `features` and `references` are used: tiles are extracted here, and those of one position at a
+    time are held with `tile_pool` = "position", all with "all". Patch scores stand at their patches' centres
+    (the whole-image method's corner-aligned stretching would shift the same place differently in two tiles).
+    """
+    c, N = musc.config, len(features)
+    T = c.tiles**2
+    size = c.map_size or map_size(musc.backbone.image_size, c.tiles, c.tile_overlap)
+    stitcher = Stitcher(N, size, c.tiles, c.tile_overlap)
+    cuts = [cut(s, c.tiles, c.tile_overlap) for s in features.samples]
+    extra = [cut(s, c.tiles, c.tile_overlap) for s in references.samples] if references else []
+
+    def extracted(rows: Sequence[list[Sample]], t: int) -> Features:
+        found = musc.features([row[t] for row in rows])
+        if found.skipped:  # the image was whole a moment ago
+            raise ConfigError(f"{found.skipped[0].name} cannot be read any more: {found.skipped[0].reason}")
+        return found
+
+    every = [extracted([*cuts, *extra], t) for t in range(T)] if c.tile_pool == "all" else []
+    for t in range(T):
+        if every:
+            patch_scores = _scores_among_all(musc, every, t, N)
+        else:
+            patch_scores = musc.patch_scores(extracted(cuts, t), extracted(extra, t) if extra else None, notes)
+        for grid, scores in patch_scores.items():
+            H, W = grid
+            whole = F.interpolate(scores.cpu().reshape(N, 1, H, W), stitcher.shape(t), mode="bilinear")[:, 0]
+            stitcher.add(t, whole)
+    return stitcher.maps
+
+
+def _scores_among_all(musc: MuSc, every: Sequence[Features], t: int, N: int) -> dict[tuple[int, int], Tensor]:
+    """Eq. 1-3 of tile t of the N images, where an image's nearest patch may lie in any of its tiles, by grid."""
+    c = musc.config
+    T, P = len(every), len(every[t])
+    others = ~torch.eye(P, dtype=torch.bool)[:N]  # [N, P]: an image does not score itself
+    total: dict[tuple[int, int], Tensor] = {}
+    for n, grid in enumerate(every[t].grids):
+        own = every[t].patch_tokens[n][:N].to(musc.device)
+        found: Tensor | None = None
+        for u in range(T):
+            tokens = every[u].patch_tokens[n].to(musc.device)
+            d = msm.stage_distances(
+                own, c.degrees, references=tokens, pool=0, grid=grid, precision=c.precision, block=c.block
+            )  # [D, N, P, M]
+            found = d if found is None else torch.minimum(found, d)
+        assert found is not None
+        parts = [msm.interval_average(found[:, i, others[i]], c.interval, c.reduction) for i in range(N)]
+        share = torch.stack(parts).mean(dim=1) / len(every[t].grids)  # [N, D, M] -> [N, M]
+        total[grid] = total.get(grid, 0) + share
+    return total

@@ -1,0 +1,133 @@
+import multiprocessing
+import os
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+from musc.backbones import Backbone, load_backbone
+from musc.datasets.base import Sample
+from musc.errors import DataError
+from musc.features import TokenCache, extract
+
+
+class Counting(Backbone):
+    """A backbone that counts the images it is given."""
+
+    def __init__(self, backbone):
+        self.__dict__.update(backbone.__dict__)
+        self.images = 0
+
+    def __call__(self, images, **options):
+        self.images += len(images)
+        return super().__call__(images, **options)
+
+
+@pytest.fixture
+def samples(photos):
+    return [Sample(p.name, p) for p in sorted(photos.iterdir())]
+
+
+@pytest.fixture
+def counting(tiny_backbone):
+    return Counting(tiny_backbone)
+
+
+def same(a, b):
+    stages = all(torch.allclose(x, y, atol=1e-5) for x, y in zip(a.patch_tokens, b.patch_tokens, strict=True))
+    return stages and torch.allclose(a.class_tokens, b.class_tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (4, 2), (16, 3)])
+def test_batches_and_workers_change_nothing(samples, counting, batch_size, workers):
+    plain = extract(samples, counting, batch_size=3, workers=0)
+    assert [tuple(t.shape) for t in plain.patch_tokens] == [(6, 16, 192)] * 2
+    assert plain.samples == tuple(samples)
+    assert same(plain, extract(samples, counting, batch_size=batch_size, workers=workers))
+
+
+def test_second_run_reads_the_cache(samples, counting, tmp_path):
+    first = extract(samples, counting, cache=tmp_path / "cache")
+    again = extract(samples, counting, cache=tmp_path / "cache")
+    assert counting.images == 6
+    assert same(first, again)
+
+
+def test_a_changed_image_is_extracted_again(samples, counting, tmp_path):
+    extract(samples, counting, cache=tmp_path / "cache")
+    stat = samples[0].image.stat()
+    shutil.copy(samples[5].image, samples[0].image)
+    os.utime(samples[0].image, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # file times tell nothing
+    changed = extract(samples[:5], counting, cache=tmp_path / "cache")
+    assert counting.images == 6  # the new content of image 0 is that of image 5, which is known already
+    assert torch.equal(changed.patch_tokens[0][0], extract(samples, counting).patch_tokens[0][5])
+
+
+def test_other_weights_are_another_cache(samples, tmp_path, tiny_config):
+    extract(samples, one := Counting(load_backbone("deit_tiny_patch16_224", weights="random", image_size=64)),
+            cache=tmp_path)  # fmt: skip
+    extract(samples, two := Counting(load_backbone("deit_tiny_patch16_224", weights="random", image_size=80)),
+            cache=tmp_path)  # fmt: skip
+    assert (one.images, two.images) == (6, 6)
+
+
+def test_a_damaged_cache_file_is_made_anew(samples, counting, tmp_path):
+    extract(samples, counting, cache=tmp_path)
+    stored = sorted(tmp_path.rglob("*.safetensors"))
+    stored[0].write_bytes(stored[0].read_bytes()[:100])
+    stored[1].write_bytes(b"")
+    extract(samples, counting, cache=tmp_path)
+    assert counting.images == 8
+    assert not [p for p in tmp_path.rglob(".*") if p.is_file()]  # no half-written file is left
+
+
+def test_full_disk_costs_the_cache_only(samples, counting, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        got = extract(samples, counting, cache=tmp_path)
+    assert len(got) == 6
+
+
+def _store(cache):
+    for value in range(300):
+        cache.put("key", {"stage0": torch.full((100, 100), float(value))})
+
+
+def test_two_processes_share_a_cache(tiny_backbone, tmp_path):
+    cache = TokenCache(tmp_path, tiny_backbone, half=False)
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_store, args=(cache,)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    seen = 0
+    while any(writer.is_alive() for writer in writers):
+        tokens = cache.get("key")
+        if tokens is not None:
+            assert len(tokens["stage0"].unique()) == 1  # never half of one and half of the other
+            seen += 1
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert seen > 0
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["key.safetensors"]
+
+
+def test_bad_images_are_named_and_the_rest_finished(samples, counting, photos):
+    (photos / "0.png").write_bytes(b"")
+    (photos / "2.png").write_text("not a picture")
+    (photos / "3.png").write_bytes((photos / "4.png").read_bytes()[:500])
+    got = extract(samples, counting, workers=2)
+    assert [s.name for s in got.samples] == ["1.png", "4.png", "5.png"]
+    assert [s.name for s in got.skipped] == ["0.png", "2.png", "3.png"]
+    assert all(s.name in s.reason for s in got.skipped)
+    alone = extract([samples[4]], counting)
+    assert torch.allclose(got.patch_tokens[1][1], alone.patch_tokens[1][0], atol=1e-5)
+
+
+def test_nothing_readable_is_an_error(samples, counting, photos):
+    for sample in samples:
+        sample.image.write_bytes(b"")
+    with pytest.raises(DataError, match="none of the 6 images"):
+        extract(samples, counting)

@@ -1,0 +1,171 @@
+"""The CPU engine beyond its scores' correctness: settings, pools, memory, and the benchmarks that measure it."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import plain
+import pytest
+import torch
+from test_msm import GRID, engine, tokens  # noqa: F401
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import msm as bench
+from musc import msm
+from musc.msm import cpu, kernels
+from musc.msm.pairs import plan_pool
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 30), (10, 60), (50, 100)])
+@pytest.mark.parametrize("reduction", ["mean", "min", "max"])
+def test_intervals_and_reductions(engine, low, high, reduction):  # noqa: F811
+    x = tokens(7)
+    expected = plain.mutual_scores([x], (1, 3), GRID, low=low, high=high, reduction=getattr(np, reduction))
+    got = msm.mutual_scores([x], (1, 3), (low / 100, high / 100), reduction, grid=GRID)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_a_given_pool_scores_by_just_those_images(engine):  # noqa: F811
+    x = tokens(6)
+    pool = torch.tensor([[1, 2], [3, 5], [0, 4], [0, 1], [5, 3], [2, 1]])
+    whole = msm.stage_distances(x, (1, 3), grid=GRID)
+    got = msm.stage_distances(x, (1, 3), grid=GRID, pool=pool)
+    for i, row in enumerate(pool.sort(dim=1).values):
+        others = [j for j in range(6) if j != i]
+        torch.testing.assert_close(got[:, i], whole[:, i, [others.index(j) for j in row]])
+
+
+@pytest.mark.parametrize("C", [2, 7, 33])
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (7, 5), (6, 11)])
+def test_any_number_of_channels_and_patches(engine, grid, C):  # noqa: F811
+    """Numbers that no tile of the kernels divides, and a single patch."""
+    x = tokens(3, grid, C)
+    got = msm.stage_distances(x, (1, 3), grid=grid).double()
+    for d, degree in enumerate((1, 3)):
+        expected = plain.distances(plain.aggregate(x, degree, grid))
+        np.testing.assert_allclose(got[d], expected, atol=1e-5)
+
+
+def test_low_precision_is_within_its_tolerance(monkeypatch):
+    """Largest cosines of 8-bit products as they are, and whole comparisons where two tokens are nearly equal."""
+    if not cpu.has_integer_products():
+        pytest.skip("this processor has no AVX2")
+    x = tokens(4, (8, 8), C=512)
+    x[1, 5:20] = x[0, 25:40] + 1e-3 * x[2, :15]
+    expected = torch.from_numpy(plain.mutual_scores([x], (1, 3), (8, 8)))
+    monkeypatch.setattr(cpu, "choose", lambda *arguments: (cpu.ways(*arguments)[0], {}))
+    got = msm.mutual_scores([x], (1, 3), precision="bfloat16").double()
+    assert 1e-6 < (got - expected).abs().max() < 1e-3
+    near = msm.stage_distances(x, (1,), precision="bfloat16")[0, 1, 0, 5:20]
+    torch.testing.assert_close(near, msm.stage_distances(x, (1,))[0, 1, 0, 5:20], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("huge", [False, True])
+def test_margins_bound_what_rounding_does(huge):
+    """The certificate itself: every cosine of the rounded products lies within both tokens' margins of float64's."""
+    if not cpu.has_integer_products():
+        pytest.skip("this processor has no AVX2")
+    x = tokens(2, (7, 9), C=200, smooth=not huge)
+    x[:, :, 3] += 50 * huge
+    layout = cpu.Layout(7, 9, (1, 3, 5), True)
+    for way in cpu.ways(lambda p: x[p], plan_pool(2), layout, "float32"):
+        a, b = (cpu.prepare(image, way) for image in x)
+        ring = np.zeros((66, way.n), np.float32)
+        ratio = np.float32(a.scales[1] * b.scales[1] / (a.scales[0] * b.scales[0]))
+        kernels.products(a.rows, b.columns, b.offset, ratio, ring, 0, len(a.rows))
+        gram = ring[:63, way.place >= 0].astype(np.float64).reshape(7, 9, 7, 9)
+        for d, r in enumerate((1, 3, 5)):
+            padded = np.pad(gram, r // 2)
+            sums = np.lib.stride_tricks.sliding_window_view(padded, (r, r, r, r)).sum(axis=(4, 5, 6, 7)).reshape(63, 63)
+            valid = way.place >= 0
+            cosines = a.as_rows[0][d][:, None] * sums * b.as_columns[0][d][valid]
+            margins = a.as_rows[1][d][:, None] + b.as_columns[1][d][valid]
+            exact = plain.aggregate(x, r, (7, 9))
+            error = np.abs(cosines - exact[0] @ exact[1].T)
+            assert (error < margins).all()
+            assert error.max() > 1e-7
+
+
+def test_many_near_ties_are_compared_whole(engine):  # noqa: F811
+    """More candidates than a list holds, in both directions, none of them equal."""
+    x = tokens(2, (9, 9), C=160)
+    x[:, 10:80] = x[0, 10] + 1e-4 * x[:, 10:80]
+    expected = [plain.distances(plain.aggregate(x, r, (9, 9))) for r in (1, 3)]
+    np.testing.assert_allclose(msm.stage_distances(x, (1, 3)), np.stack(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_tokens_are_taken_as_they_are(dtype):
+    x = tokens(4).to(dtype)
+    assert torch.equal(msm.mutual_scores([x], grid=GRID), msm.mutual_scores([x.float()], grid=GRID))
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
+def test_scale_of_the_tokens_changes_nothing(engine, factor):  # noqa: F811
+    """Among others the integers' scale; float64 as well sees a variance far above LayerNorm's eps, or far below."""
+    x = tokens(3)
+    expected = msm.stage_distances(x, grid=GRID)
+    torch.testing.assert_close(msm.stage_distances(x * factor, grid=GRID), expected, atol=1e-5, rtol=0)
+
+
+def test_one_huge_channel(engine):  # noqa: F811
+    """As in real ViTs: integers then leave few bits to the rest, and exact distances must still decide."""
+    x = tokens(3, C=64)
+    x[:, :, 5] += 300
+    got = msm.stage_distances(x, (1, 3), grid=GRID).double()
+    for d, degree in enumerate((1, 3)):
+        np.testing.assert_allclose(got[d], plain.distances(plain.aggregate(x, degree, GRID)), atol=1e-6)
+
+
+def test_peak_memory_keeps_to_its_formula(monkeypatch):
+    """40 images, of which 16 are held: all held would be 130 MiB more."""
+    N, side, C = 40, 20, 768
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    parts = bench.beyond_features(N, side, C)
+    found = bench.peak_in_child(N, side, C, stages=2)["peak"]
+    # beside the formula: what the allocator keeps of the trial pair and of images in preparation
+    assert parts["images"] / 2 < found < 1.05 * sum(parts.values()) + (64 << 20)
+    assert 24 * parts["images"] / 16 > 100 << 20
+
+
+def test_the_formula_leaves_room_at_200_images():
+    assert sum(bench.beyond_features(200, 37, 1024).values()) < 1.5 * 2**30
+
+
+def test_benchmarks_write_a_table_and_its_figures(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--out", str(tmp_path), "msm"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment, cwd=Path(__file__).parents[1]
+    )
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["machine"]["threads"] == 1
+    pair = found["rows"][0]
+    assert pair["benchmark"] == "mutual scoring"
+    assert pair["difference"] < 1e-6
+    ratios = [p / o for p, o in zip(pair["plain_all_s"], pair["ours_all_s"], strict=True)]
+    assert pair["ratio"] == pytest.approx(np.median(ratios))
+    assert (tmp_path / "results.md").read_text() in done.stdout
+    with (tmp_path / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["benchmark"] for line in lines] == [row["benchmark"] for row in found["rows"]]
+    assert float(lines[0]["ratio"]) == pytest.approx(pair["ratio"], rel=0.01)
+    with (tmp_path / "scaling.csv").open() as file:
+        assert {line["over"] for line in csv.DictReader(file)} == {"N", "M"}
+
+
+def test_a_table_takes_rows_without_a_plain_way():
+    row = {"benchmark": "b", "size": "s", "ours": "o", "plain": "–", "ours_s": 1.5, "plain_s": None, "ratio": None}
+    assert "| b | s | o | – | 1.5 s | – | – |" in benchmarks.table([row], benchmarks.machine())
+
+
+def test_buffers_are_given_back_after_an_error(engine):  # noqa: F811
+    """A pair that fails (here: nowhere to write) ends the call; the next call is not disturbed."""
+    x = tokens(3)
+    with pytest.raises((RuntimeError, IndexError, TypeError)):
+        cpu.stage_distances(lambda p: x[p], plan_pool(3), (1,), GRID, None, None, lambda n: None)  # type: ignore
+    assert torch.isfinite(msm.stage_distances(x, (1,), grid=GRID)).all()

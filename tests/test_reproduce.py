@@ -1,0 +1,273 @@
+"""Tables and figures made again, on tiny data sets in the layouts of MVTec AD and VisA and on the synthetic one."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from musc import MuSc, cli, paper, reproduce
+from musc.errors import ConfigError, DataError
+from musc.reproduce import REGISTRY, comparison, draw, measure, registry
+
+TINY = {"backbone": "deit_tiny_patch16_224", "weights": "random", "image_size": 64, "stages": (1, 2), "device": "cpu"}
+WORDS = ["--backbone", "deit_tiny_patch16_224", "--weights", "random", "--image-size", "64", "--device", "cpu"]
+
+
+def plant(folder, number, defect):
+    rng = np.random.default_rng(number)
+    pixels = np.linspace(60, 200, 64)[:, None, None] + rng.normal(0, 4, (64, 64, 3))
+    mask = np.zeros((64, 64), np.uint8)
+    if defect:
+        pixels[24:40, 24 : 32 + 2 * number] = 10
+        mask[24:40, 24 : 32 + 2 * number] = 255
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03}.png")
+    return Image.fromarray(mask)
+
+
+@pytest.fixture(scope="module")
+def mvtec(tmp_path_factory):
+    """Two categories in the layout of MVTec AD: 3 normal and 3 anomalous test images, 2 normal training images."""
+    root = tmp_path_factory.mktemp("mvtec")
+    for c, name in enumerate(("bottle", "screw")):
+        for i in range(2):
+            plant(root / name / "train" / "good", 100 + 10 * c + i, False)
+        for i in range(3):
+            plant(root / name / "test" / "good", 10 * c + i, False)
+            mask = plant(root / name / "test" / "spot", i + 3, True)
+            (root / name / "ground_truth" / "spot").mkdir(parents=True, exist_ok=True)
+            mask.save(root / name / "ground_truth" / "spot" / f"{i + 3:03}_mask.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def visa(tmp_path_factory):
+    """One object in the layout in which VisA is published."""
+    root, rows = tmp_path_factory.mktemp("visa"), ["object,split,label,image,mask"]
+    for i in range(6):
+        kind = "Anomaly" if i > 2 else "Normal"
+        image = f"candle/Data/Images/{kind}/{i:03}.png"
+        mask = plant(root / image.rsplit("/", 1)[0], i, kind == "Anomaly")
+        if kind == "Anomaly":
+            (root / "candle/Data/Masks/Anomaly").mkdir(parents=True, exist_ok=True)
+            mask.save(root / f"candle/Data/Masks/Anomaly/{i:03}.png")
+        where = f"candle/Data/Masks/Anomaly/{i:03}.png" if kind == "Anomaly" else ""
+        rows.append(f"candle,test,{kind.lower()},{image},{where}")
+    (root / "split_csv").mkdir()
+    (root / "split_csv" / "1cls.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def lab(mvtec, visa, tmp_path_factory):
+    return reproduce.profile("paper", [mvtec, visa], folder=tmp_path_factory.mktemp("out"), workers=0, **TINY)
+
+
+@pytest.fixture(scope="module")
+def small(mvtec, lab):
+    return reproduce.profile("paper", mvtec, folder=lab.folder, workers=0, limit_categories=1, **TINY)
+
+
+def test_registry_is_the_paper_and_every_notebook_shows_what_it_says():
+    assert list(REGISTRY) == [f"table_{n}" for n in range(1, 19)] + [f"figure_{n}" for n in range(3, 17)]
+    shown = [name for names in reproduce.NOTEBOOKS.values() for name in names]
+    assert sorted(shown) == sorted(REGISTRY)
+    assert set(registry.LAYOUT) == set(paper.TABLES)
+    assert set(draw.PAPER) == set(draw.DEMO)
+    for number in range(11, 17):  # the captions name the categories
+        assert all(name in paper.FIGURES[number].replace("macaronil", "macaroni1") for name in draw.PAPER[number])
+
+
+@pytest.mark.parametrize(("given", "name"), [("Table 3", "table_3"), ("fig. 10", "figure_10"), ("TAB_1", "table_1")])
+def test_names_are_understood(given, name):
+    assert reproduce.find(given).name == name
+
+
+@pytest.mark.parametrize("number", range(1, 19))
+def test_comparison_keeps_every_printed_number_and_marks_the_rest(number):
+    """Without any measurement: all cells of the paper, none of ours, other methods quoted."""
+    empty = measure.frame_of([])
+    run_here = (*comparison.OURS, *registry.RUN_HERE.get(number, ()))
+    frame = comparison.compare(number, empty, run_here)
+    source = paper.table(number)
+    assert sorted(frame["paper"].dropna().unique()) == sorted(source["value"].dropna().unique())
+    assert frame["here"].isna().all()
+    assert set(frame["status"]) <= {"not run", "quoted"}
+    assert (frame["status"] == "quoted").sum() == (~frame["method"].isin(run_here)).sum()
+    table = comparison.side_by_side(frame, *registry.LAYOUT[number][:2])
+    assert table.shape[0] <= 60  # beyond these, pandas shows "..."
+    assert table.shape[1] <= 20
+    texts = set(table.to_numpy().ravel()) - {"", "not run", "quoted", "missing"}
+    digits = {f"{v:.{d}f}" for v in (*frame["paper"].dropna(), *frame["released"].dropna()) for d in (0, 1)}
+    assert texts <= digits
+    sources = {str(v) for v in (*table.columns.to_flat_index(), *table.index.to_flat_index())}
+    assert any("paper" in s for s in sources)
+
+
+def test_ablations_have_one_block_per_data_set():
+    frame = comparison.compare(3, measure.frame_of([]))
+    table = comparison.side_by_side(frame, *registry.LAYOUT[3][:2])
+    assert [d for d, _ in table.index] == ["MVTec AD"] * 6 + ["VisA"] * 6
+    assert table.loc[("VisA", "{5}"), ("image AUROC", "paper")] == "82.2"
+
+
+def test_released_code_stands_beside_the_method_alone():
+    frame = comparison.compare(3, measure.frame_of([]))
+    known = frame.dropna(subset="released")
+    assert set(known["row"]) == {"{1, 3, 5}"}
+    assert known.set_index(["dataset", "metric"])["released"].to_dict() == {
+        ("mvtec_ad", "image_auroc"): 97.77, ("mvtec_ad", "pixel_auroc"): 97.11,
+        ("visa", "image_auroc"): 92.57, ("visa", "pixel_auroc"): 98.71,
+    }  # fmt: skip
+
+
+def test_main_table_is_the_mean_of_the_categories(lab):
+    made = reproduce.make("table_1", lab)
+    frame = made.frame.query("status == 'measured'").set_index(["dataset", "metric"])["here"]
+    config = lab.config.replace(windows=(2, 3))
+    runs = [MuSc(config).run(lab.category("mvtec_ad", n)).metrics for n in ("bottle", "screw")]
+    sources = {"image_auroc": ("image", "auroc"), "pixel_ap": ("pixel_official", "ap")}
+    sources["pro"] = ("pixel_official", "pro_official")
+    for metric, (group, key) in sources.items():
+        expected = 100 * np.mean([run[group][key] for run in runs])
+        assert frame["mvtec_ad", metric] == pytest.approx(expected)
+    assert len(frame) == 14
+    assert "2 of 15 categories" in made.notes[0]
+    assert "1 of 12 categories" in made.notes[1]
+    quoted = made.table.xs("WinCLIP", level="method")
+    assert set(quoted.index.get_level_values("source")) == {"paper (quoted)"}
+
+
+def test_ablations_agree_with_the_main_table(small):
+    def here(name, row):
+        frame = reproduce.make(name, small).frame
+        mine = frame[(frame["row"] == row) & (frame["status"] == "measured")]
+        return mine.set_index(["dataset", "metric"])["here"]
+
+    main = reproduce.make("table_1", small).frame.set_index(["dataset", "method", "metric"])["here"].xs("MuSc", level=1)
+    for name, row in {"table_3": "{1, 3, 5}", "table_5": "w", "table_7": "1"}.items():
+        for key, value in here(name, row).items():
+            if key in main.index:
+                assert value == pytest.approx(main[key], abs=1e-3), (name, key)
+    sizes = here("table_7", "3").xs("subset_images_max", level="metric")
+    assert sizes.to_dict() == {"mvtec_ad": 2}  # six images in three parts
+
+
+def test_windows_are_those_of_the_data_set(lab):
+    assert lab.musc("mvtec_ad").config.windows == (2, 3)
+    assert lab.musc("visa").config.windows == (8, 9)
+    assert lab.musc("visa").backbone is lab.musc("mvtec_ad").backbone
+
+
+def test_a_finished_result_is_not_computed_again(lab, monkeypatch):
+    first = lab.result("mvtec_ad", "bottle")
+    monkeypatch.setattr(MuSc, "run", None)
+    again = lab.result("mvtec_ad", "bottle")
+    assert np.array_equal(first.image_scores, again.image_scores)
+
+
+@pytest.mark.parametrize("name", ["figure_3", "figure_4", "figure_5", "figure_6", "figure_8", "figure_16"])
+def test_figures_of_files(small, name):
+    if name == "figure_16":  # neither transistor nor wood nor zipper is there
+        with pytest.raises(DataError, match="transistor, wood, zipper"):
+            reproduce.make(name, small)
+        return
+    made = reproduce.make(name, small)
+    assert len(made.frame) > 1
+    assert list(made.frame.columns) == ["paper", "here"]
+    assert max(map(len, [*made.frame.index, *made.frame["paper"]])) <= 50
+    assert made.figure.axes
+    if name == "figure_6":
+        assert made.frame.loc["MVTec AD, pill: pixel AUROC, pixel AP [%]", "here"] == "not run"
+        assert made.frame.loc["MVTec AD, bottle: pixel AUROC, pixel AP [%]", "paper"] == "98.6 83.2"
+
+
+def test_shared_area_of_histograms():
+    labels = np.array([0, 0, 1, 1])
+    edges = np.array([0.0, 1.0, 2.0, 3.0])
+    assert draw.shared_area(np.array([0.5, 1.5, 1.5, 2.5]), labels, edges) == pytest.approx(0.5)
+    assert draw.shared_area(np.array([0.5, 0.6, 2.1, 2.5]), labels, edges) == 0
+
+
+def test_unions_of_degrees_are_means_of_maps(lab):
+    """Eq. 3 averages over degrees, so the maps of {1, 3, 5} follow from the three single ones."""
+    maps = draw.degree_maps(lab, "mvtec_ad", "bottle")
+    alone = lab.result("mvtec_ad", "bottle", degrees=(1, 3, 5)).anomaly_maps
+    np.testing.assert_allclose(maps["r in {1, 3, 5}"], alone, atol=1e-5)
+
+
+def test_cost_needs_no_gpu_and_is_kept(small):
+    time_ms, memory = small.cost("mvtec_ad", 2)
+    assert time_ms > 0
+    assert math.isnan(memory)
+    assert small.cost("mvtec_ad", 2)[0] == time_ms
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"name": "full"}, "profile = 'full'"),
+        ({"name": "paper"}, "MVTec AD: CATEGORY/test/DEFECT"),
+        ({"name": "paper", "data_root": "/nowhere"}, "/nowhere is no folder"),
+        ({"categories": ["bottel"]}, "no category bottel: there are"),
+        ({"protocol": "none"}, "protocol = 'none'"),
+    ],
+)
+def test_bad_profiles_are_named(arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        reproduce.profile(**arguments)
+
+
+def test_a_folder_in_no_layout_is_refused(tmp_path, mvtec):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match=r"none of the layouts(.|\n)*VisA"):
+        reproduce.profile("paper", tmp_path)
+    with pytest.raises(ConfigError, match="both in the layout mvtec_ad"):
+        reproduce.profile("paper", [mvtec, mvtec])
+
+
+def test_command_line_makes_a_table_and_reuses_it(mvtec, tmp_path, capsys):
+    words = ["reproduce", "table_17", "--profile", "paper", "--data-root", str(mvtec), *WORDS, "--out", str(tmp_path)]
+    assert cli.main([*words, "--limit-categories", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "Table 17: 14 measured" in said  # one category and the mean, seven metrics each
+    (csv,) = tmp_path.rglob("table_17.csv")
+    frame = pd.read_csv(csv).set_index(["category", "metric"])
+    assert frame.loc[("bottle", "image_auroc"), "paper"] == 99.9
+    assert frame.loc[("bottle", "image_auroc"), "here"] >= 0
+    assert frame.loc[("cable", "image_auroc"), "status"] == "not run"
+    with Image.open(csv.with_suffix(".png")) as picture:
+        assert picture.size[0] > 300
+    assert cli.main([*words, "--limit-categories", "1"]) == 0
+    assert "Table 17: finished before" in capsys.readouterr().out
+    assert cli.main([*words[:1], "table_18", *words[2:], "--limit-categories", "1"]) == 0
+    assert "not run for want of data: visa" in capsys.readouterr().out
+
+
+def test_command_line_names_what_is_wrong(capsys):
+    assert cli.main(["reproduce", "table_19"]) == 1
+    said = capsys.readouterr().err
+    assert "table_18, figure_3" in said
+    assert cli.main(["reproduce", "table_1", "--profile", "paper"]) == 1
+    assert "https://github.com/amazon-science/spot-diff" in capsys.readouterr().err
+    assert cli.main(["reproduce"]) == 1
+    assert "--list" in capsys.readouterr().err
+    assert cli.main(["reproduce", "--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 32
+
+
+def test_remarks_are_computed_from_the_transcription():
+    said = reproduce.remarks("table_3", "table_9")
+    assert "MuSc's image AUROC on MVTec AD with r in {1} (0-shot) is 96.8 in Tab. 3 but 96.9 in Tab. 9." in said
+    assert max(map(len, said.splitlines())) <= 100
+    assert reproduce.remarks("table_12").startswith("The paper's text makes 2 statements about these tables; 2 hold")
+
+
+def test_summary_counts_the_cells(small):
+    made = reproduce.make("table_1", small)
+    others = (paper.table(1)["method"] != "MuSc").sum()
+    assert made.summary == f"Table 1: 7 measured, 7 not run, {others} quoted"
+    assert "MVTec" not in small.describe()
+    assert small.describe().splitlines()[0] == "profile   paper, masks official"

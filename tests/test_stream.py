@@ -1,0 +1,244 @@
+import shutil
+
+import numpy as np
+import plain
+import pytest
+import torch
+
+from musc import MuSc, MuScConfig, MuScResult, cli, msm
+from musc.errors import ConfigError, DataError
+from musc.msm import cpu
+from musc.stream import MutualPool, Stream, score_against
+
+GRID = (2, 3)
+CONFIG = MuScConfig(degrees=(1, 3))
+
+
+def tokens(seed, N, C=4):
+    return torch.randn(N, 6, C, generator=torch.Generator().manual_seed(seed)) * 2 + 1
+
+
+def push_all(pool, stages, start=0):
+    return [pool.push(f"{i}.png", [stage[i] for stage in stages]) for i in range(start, len(stages[0]))]
+
+
+def together(scores):
+    """Patch scores per stage -> mean over stages [N, M]."""
+    return torch.stack([torch.stack(stages).mean(dim=0) for stages in scores.values()])
+
+
+@pytest.fixture
+def musc(tiny_config, tiny_backbone, tmp_path):
+    """A pipeline with a cache and the session's network."""
+    return with_backbone(MuSc(tiny_config.replace(degrees=(1, 3)), cache=tmp_path / "cache"), tiny_backbone)
+
+
+def with_backbone(musc, backbone):
+    musc.__dict__["backbone"] = backbone  # as if it had been loaded
+    return musc
+
+
+@pytest.fixture
+def loaded(monkeypatch, tiny_backbone):
+    """Networks are not built again."""
+    monkeypatch.setattr("musc.pipeline.load_backbone", lambda *_, **__: tiny_backbone)
+
+
+def test_a_hundred_images_one_at_a_time_equal_the_batch():
+    stages = [tokens(1, 100)]
+    pool = MutualPool(CONFIG, [GRID])
+    last = push_all(pool, stages)[-1]
+    batch = msm.mutual_scores(stages, CONFIG.degrees, grid=GRID)
+    torch.testing.assert_close(together(pool.scores()), batch, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.stack(last).mean(dim=0), batch[-1], atol=1e-5, rtol=0)
+    assert pool.comparisons == 100 * 99 // 2
+
+
+def test_every_step_equals_brute_force():
+    stages = [tokens(3, 6), tokens(2, 6, 5)]
+    pool = MutualPool(CONFIG, [GRID, GRID])
+    assert pool.push("0.png", [stage[0] for stage in stages]) is None
+    for i in range(1, 6):
+        new = pool.push(f"{i}.png", [stage[i] for stage in stages])
+        expected = plain.mutual_scores([stage[: i + 1] for stage in stages], CONFIG.degrees, grid=GRID)
+        np.testing.assert_allclose(together(pool.scores()), expected, atol=1e-6)
+        np.testing.assert_allclose(torch.stack(new).mean(dim=0), expected[i], atol=1e-6)
+
+
+@pytest.mark.parametrize("keep", ["recent", "reservoir"])
+def test_a_bounded_pool_costs_the_same_for_every_image(keep, monkeypatch):
+    counted = []
+    compare = cpu.compare
+    monkeypatch.setattr(cpu, "compare", lambda *a: counted.append(1) or compare(*a))
+    stages, pool, per_image = [tokens(4, 30)], MutualPool(CONFIG, [GRID], capacity=5, keep=keep), []
+    for i in range(30):
+        counted.clear()
+        pool.push(f"{i}.png", [stages[0][i]])
+        per_image.append(len(counted))
+    assert per_image == [0, 1, 2, 3, 4] + [5] * 25
+    assert len(pool) == 5
+    assert pool.comparisons == sum(per_image)
+    assert all(len(image.distances) == 4 for image in pool.held.values())
+    kept = [int(image.name[:-4]) for image in pool.held.values()]
+    expected = plain.mutual_scores([stages[0][kept]], CONFIG.degrees, grid=GRID)
+    np.testing.assert_allclose(together(pool.scores()), expected, atol=1e-6)
+    assert (kept == [25, 26, 27, 28, 29]) == (keep == "recent")
+
+
+def test_the_reservoir_is_a_fair_sample(monkeypatch):
+    def none(tokens, pool, degrees, **_):
+        return (torch.zeros(len(degrees), len(pool), len(tokens)),) * 2
+
+    monkeypatch.setattr(msm, "newcomer_distances", none)  # which images stay does not depend on distances
+    kept = np.zeros(12)
+    few = tokens(5, 12, 2)[:, :1]
+    for seed in range(150):
+        pool = MutualPool(MuScConfig(degrees=(1,)), [(1, 1)], capacity=3, keep="reservoir", seed=seed)
+        push_all(pool, [few])
+        kept[[int(image.name[:-4]) for image in pool.held.values()]] += 1
+    # each image stays with probability 1/4: 37.5 of 150, standard deviation 5.3
+    assert kept.min() > 37.5 - 4 * 5.3
+    assert kept.max() < 37.5 + 4 * 5.3
+
+
+def test_references_score_from_the_first_image_on():
+    images, references = tokens(6, 4), tokens(7, 3)
+    pool = MutualPool(CONFIG, [GRID], capacity=4, references=[references])
+    first, *_ = push_all(pool, [images])
+    alone = plain.mutual_scores([images], CONFIG.degrees, grid=GRID, references=[references])
+    np.testing.assert_allclose(together(pool.scores()), alone, atol=1e-6)
+    expected = msm.mutual_scores([images[:1]], CONFIG.degrees, references=[references], grid=GRID)
+    torch.testing.assert_close(first[0], expected[0], atol=1e-6, rtol=0)
+
+
+def test_bad_input_leaves_the_pool_as_it_was():
+    images = tokens(8, 5)
+    pool = MutualPool(CONFIG, [GRID])
+    with pytest.raises(DataError, match=r"holds 0 images and 0 references: push at least two"):
+        pool.scores()
+    push_all(pool, [images[:4]])
+    before = together(pool.scores())
+    with pytest.raises(DataError, match=r"3\.png is in the pool already"):
+        pool.push("3.png", [images[4]])
+    with pytest.raises(DataError, match=r"\(6, 5\).*pool of \[\(6, 4\)\].*same backbone, image size"):
+        pool.push("4.png", [tokens(8, 1, 5)[0]])
+    with pytest.raises(DataError, match=r"4\.png has tokens of"):
+        pool.push("4.png", [images[4][:4]])
+    with pytest.raises(DataError, match="NaN"):
+        pool.push("4.png", [images[4] * torch.nan])
+    assert torch.equal(together(pool.scores()), before)
+    assert pool.comparisons == 6
+    pool.push("4.png", [images[4]])
+    np.testing.assert_allclose(
+        together(pool.scores()), plain.mutual_scores([images], CONFIG.degrees, grid=GRID), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"capacity": 0}, "capacity = 0"), ({"keep": "best"}, "'best'")])
+def test_pools_that_cannot_be(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        MutualPool(CONFIG, [GRID], **settings)
+
+
+def test_newcomers_meet_the_pool_both_ways():
+    images = tokens(9, 5)
+    to_pool, from_pool = msm.newcomer_distances(images[0], list(images[1:]), (1, 3), grid=GRID)
+    every = msm.stage_distances(images, (1, 3), grid=GRID)
+    torch.testing.assert_close(to_pool, every[:, 0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(from_pool, every[:, 1:, 0], atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="the pool is empty"):
+        msm.newcomer_distances(images[0], [], grid=GRID)
+    with pytest.raises(ValueError, match="same patches and channels"):
+        msm.newcomer_distances(images[0], [images[1][:, :2]], grid=GRID)
+
+
+def test_a_stream_ends_with_the_scores_of_the_batch(musc, photos):
+    paths = sorted(photos.iterdir())
+    stream = Stream(musc)
+    scored = [stream.push(path) for path in paths]
+    assert np.isnan(scored[0].raw_score)
+    assert scored[0].anomaly_map is None
+    batch, result = musc.run(paths), stream.result()
+    assert result.paths == batch.paths
+    np.testing.assert_allclose(result.anomaly_maps, batch.anomaly_maps, atol=1e-5)
+    np.testing.assert_allclose(result.image_scores, batch.image_scores, atol=1e-5)
+    assert scored[5].raw_score == pytest.approx(batch.raw_image_scores[5], abs=1e-5)
+    shutil.copy(paths[2], photos / "again.png")
+    with pytest.raises(DataError, match=r"again\.png is in the pool already as .*2\.png"):
+        stream.push(photos / "again.png")
+    (photos / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        stream.push(photos / "broken.png")
+    assert len(stream.pool) == 6
+    assert (stream.result().raw_image_scores == result.raw_image_scores).all()
+
+
+def test_settings_that_need_a_batch_are_refused(tiny_config):
+    with pytest.raises(ConfigError, match="subsets"):
+        Stream(MuSc(tiny_config.replace(subsets=2)))
+    with pytest.raises(ConfigError, match="capacity"):
+        Stream(MuSc(tiny_config.replace(references=2)))
+    with pytest.raises(ConfigError, match="consistency = 'warn'"):
+        Stream(MuSc(tiny_config.replace(consistency="warn")))
+
+
+def test_a_new_image_is_scored_as_in_a_batch_with_the_pool(musc, photos, tmp_path, loaded):
+    paths = sorted(photos.iterdir())
+    earlier = musc.run(paths[:4])
+    earlier.decide()
+    folder = earlier.save(tmp_path / "result")
+    found = score_against(paths[4:], MuScResult.load(folder))
+    for i, path in enumerate(paths[4:]):
+        batch = musc.run([*paths[:4], path])
+        np.testing.assert_allclose(found.anomaly_maps[i], batch.anomaly_maps[4], atol=1e-5)
+    assert found.threshold == earlier.threshold
+    assert found.decisions.tolist() == [0, 1]
+    assert (found.image_scores >= 0).all() and found.image_scores[1] > found.image_scores[0]  # noqa: PT018
+    again = score_against(paths, MuScResult.load(folder))
+    assert [s.name for s in again.skipped] == [p.as_posix() for p in paths[:4]]
+    assert "is in the pool already" in again.skipped[0].reason
+    np.testing.assert_array_equal(again.raw_image_scores, found.raw_image_scores)
+    with pytest.raises(DataError, match="no image is new"):
+        score_against(paths[:2], earlier)
+
+
+def test_a_pool_that_is_gone_is_named(musc, photos, tmp_path, loaded, tiny_config, tiny_backbone):
+    paths = sorted(photos.iterdir())
+    uncached = with_backbone(MuSc(tiny_config), tiny_backbone).run(paths[:4])
+    with pytest.raises(DataError, match=r"ran without a cache.*run it again"):
+        score_against(paths[4:], uncached)
+    with pytest.raises(DataError, match=r"tokens of 4 of 4 images \(first .*0\.png\) are not in .*elsewhere"):
+        score_against(paths[4:], musc.run(paths[:4]), cache=tmp_path / "elsewhere")
+    earlier = musc.run(paths[:4])
+    earlier.weights = "others"
+    with pytest.raises(ConfigError, match="made with the weights others"):
+        score_against(paths[4:], earlier)
+    earlier.config = earlier.config.replace(subsets=1)
+    with pytest.raises(DataError, match="holds no images"):
+        score_against([], musc.run(paths[:4]))
+
+
+def test_the_command_scores_against_and_takes_references(photos, tmp_path, capsys, loaded):
+    tiny = ["--backbone", "deit_tiny_patch16_224", "--weights", "random", "--image-size", "64", "--stages", "1,2"]
+    tiny += ["--device", "cpu", "--workers", "0", "--no-overlays", "--out", str(tmp_path / "out")]
+    normal, new = tmp_path / "normal", tmp_path / "new"
+    for folder, numbers in ((normal, (0, 1)), (new, (5,))):
+        folder.mkdir()
+        for i in numbers:
+            (photos / f"{i}.png").rename(folder / f"{i}.png")
+    assert cli.main(["run", str(photos), *tiny, "--reference-images", str(normal)]) == 0
+    earlier = tmp_path / "out" / "folder" / "photos"
+    assert MuScResult.load(earlier).notes[0] == "2 reference images scored too."
+    capsys.readouterr()
+    words = ["score", str(new), "--against", str(earlier), "--out", str(tmp_path / "out"), "--no-overlays"]
+    assert cli.main([*words, "--device", "cpu"]) == 0
+    assert "anomalous" in next(line for line in capsys.readouterr().out.splitlines() if "5.png" in line)
+    saved = MuScResult.load(tmp_path / "out" / "folder" / "new_against_photos")
+    assert saved.notes[0].startswith("scored against 5 images")
+    assert cli.main(["run", str(photos), *tiny, "--plus", "--shots", "1", "--reference-images", str(normal)]) == 0
+    again = MuScResult.load(earlier)
+    assert again.notes[0] == "1 reference images scored alone."
+    assert len(again.reference_keys) == 1
+    for bad, message in ((["--plus"], "by normal reference"), (["--shots", "2"], "no normal training images")):
+        assert cli.main(["run", str(photos), *tiny, *bad]) == 1
+        assert message in capsys.readouterr().err
