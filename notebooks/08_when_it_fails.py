@@ -176,7 +176,9 @@ ax.set_xticks(counts)
 ax.set_ylabel("image AUROC")
 ax.set_ylim(None, 1.02)
 ax.spines[["top", "right"]].set_visible(False)
-ax.legend(frameon=False)
+_ = ax.legend(frameon=False)
+
+# %%
 pd.DataFrame(few_table, index=pd.Index(counts, name="images")).round(2)
 
 # %% [markdown]
@@ -243,7 +245,9 @@ for ax, title in zip(axes, ("various defects", "the same defect"), strict=True):
     ax.set_xlabel("share of defective images")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=9)
-axes[0].set_ylabel("image AUROC")
+_ = axes[0].set_ylabel("image AUROC")
+
+# %%
 pd.DataFrame(
     share_table, index=pd.Index([f"{100 * s:.0f} %" for s in shares])
 ).T.round(2)
@@ -429,7 +433,9 @@ axes[0].plot(
     label="position window 1",
 )
 axes[0].legend(frameon=False, fontsize=9)
-axes[0].set_ylabel("image AUROC")
+_ = axes[0].set_ylabel("image AUROC")
+
+# %%
 pd.Series(disturbed).unstack().round(2)
 
 # %% [markdown]

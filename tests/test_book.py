@@ -197,6 +197,9 @@ def test_outputs_are_fit_to_publish(script):
         for output in cell.outputs:
             assert output.output_type != "error"
             assert output.get("name") != "stderr"
+        if "figure" in cell.metadata.get("mystnb", {}):  # a caption names one picture
+            shown = [o for o in cell.outputs if o.output_type != "stream"]
+            assert [o.data.get("image/png") is not None for o in shown] == [True]
     assert "papermill" not in done.metadata
     assert script.with_suffix(".ipynb").stat().st_size < 5_000_000
     recorded = json.loads(notebooks.RECORD.read_text(encoding="utf-8"))

@@ -115,6 +115,9 @@ def test_the_interactive_page_scores_as_the_package_does(chromium):
     page = see(chromium, "book/play")
     page.wait("document.getElementById('play').dataset.ready === 'yes'")
     features = MuSc(MuScConfig()).features(interactive.chosen().samples)
+    tokens = features.class_tokens.double()
+    similarity = torch.tensor(page.evaluate("MUSC_DATA.similarity"), dtype=torch.float64)
+    torch.testing.assert_close(similarity, tokens @ tokens.T, atol=1e-6, rtol=0)
 
     def agree(degrees, interval, windows):
         patches = msm.mutual_scores(features.patch_tokens, degrees, interval, grid=features.grids[0])
@@ -125,7 +128,9 @@ def test_the_interactive_page_scores_as_the_package_does(chromium):
             found_map = torch.tensor(page.evaluate(f"MUSC_PLAY.map({i})"))
             torch.testing.assert_close(found_map, patches[i], atol=4e-3, rtol=0, check_dtype=False)
         after = torch.tensor(page.evaluate("Array.from(MUSC_PLAY.after())"))
-        expected = rscin.rescore(found.double(), features.class_tokens.double(), windows)
+        # Tokens with exactly the page's similarities: two neighbours may differ by less than float32 can tell.
+        values, vectors = torch.linalg.eigh(similarity)
+        expected = rscin.rescore(found.double(), vectors * values.clamp(min=0).sqrt(), windows)
         torch.testing.assert_close(after.double(), expected, atol=1e-4, rtol=0)
 
     agree((1, 3, 5), (0, 0.3), (2, 3))

@@ -174,9 +174,11 @@ class Page:
         self.settle()
 
     def settle(self) -> None:
-        """Wait for a frame to be drawn, and for transitions to end."""
+        """Wait for a frame to be drawn, and put transitions at their end: off the screen, they may never get there."""
         self.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")
-        self.evaluate("Promise.allSettled(document.getAnimations().map(a => a.finished)).then(() => 0)")
+        finite = "document.getAnimations().filter(a => a.effect.getComputedTiming().endTime < Infinity)"
+        self.evaluate(f"{finite}.forEach(a => a.finish())")
+        self.evaluate("new Promise(done => requestAnimationFrame(() => done()))")
 
     def wait(self, condition: str) -> None:
         """Wait until a JavaScript expression is true."""

@@ -83,7 +83,7 @@ def collect() -> dict[str, Any]:
     musc = MuSc(MuScConfig())
     features = musc.features(category.samples)
     assert features.class_tokens is not None
-    tokens = torch.nn.functional.normalize(features.class_tokens.float(), dim=1)
+    tokens = torch.nn.functional.normalize(features.class_tokens.double(), dim=1)
     measured = distances(features)
     top = float(measured.max())
     size = musc.backbone.image_size
@@ -101,7 +101,7 @@ def collect() -> dict[str, Any]:
         "top": top,
         "distances": packed(np.round(measured / top * 255).astype(np.uint8)),
         "nearest": packed(nearest(features).astype("<u2")),
-        "similarity": (tokens @ tokens.T).numpy().astype(float).round(6).tolist(),
+        "similarity": (tokens @ tokens.T).tolist(),
         "labels": [int(s.label or 0) for s in features.samples],
         "defects": [s.defect for s in features.samples],
         "masks": packed(cells.astype(np.uint8)),
