@@ -250,7 +250,7 @@ _ = axes[0].set_ylabel("image AUROC")
 # %%
 pd.DataFrame(
     share_table, index=pd.Index([f"{100 * s:.0f} %" for s in shares])
-).T.round(2)
+).T.round(2).astype(object).fillna("–")
 
 # %% [markdown]
 # ## Identical defects
