@@ -1,3 +1,4 @@
+import math
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from musc import MuScResult, cli
+from musc import MuSc, MuScResult, cli, datasets
 
 TINY = ["--backbone", "deit_tiny_patch16_224", "--weights", "random", "--image-size", "64", "--stages", "1,2"]
 TINY += ["--device", "cpu", "--workers", "0"]
@@ -50,6 +51,30 @@ def test_run_on_a_flat_folder(musc, photos, tmp_path):
     assert len(list((folder / "overlays").rglob("*.png"))) == 7  # and the legend
     assert (folder / "overview.png").exists()
     assert "random" in result.weights
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--tiles", "2", "--tile-overlap", "0.25", "--tile-pool", "all"],
+        ["--position-window", "1"],
+        ["--consistency", "correct"],
+    ],
+)
+def test_remedies_reach_the_result(musc, photos, tmp_path, words):
+    """As in the package with the same settings, and another result than the plain method's where they matter here."""
+    code, _, err = musc("run", photos, *TINY, *words, "--no-overlays", "--out", tmp_path / "out")
+    assert code == 0, err
+    (folder,) = {p.parent for p in (tmp_path / "out").rglob("result.json")}
+    result = MuScResult.load(folder)
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        assert str(getattr(result.config, name[2:].replace("-", "_"))).removesuffix(".0") == value
+    category = datasets.load_category("folder", photos)
+    expected = MuSc(result.config).run(category)
+    np.testing.assert_allclose(result.image_scores, expected.image_scores, atol=1e-6)
+    if "--consistency" not in words:  # six images with one defect share none
+        plain = MuSc(result.config.replace(tiles=1, position_window=math.inf)).run(category)
+        assert np.abs(result.raw_image_scores - plain.raw_image_scores).max() > 1e-3
 
 
 def test_evaluate_prints_the_table_and_finishes_the_rest(musc, data_set, tmp_path):
