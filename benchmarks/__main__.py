@@ -58,7 +58,8 @@ def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
 
 
 def write(rows: list[dict[str, Any]], about: dict[str, Any], folder: Path) -> None:
-    """results.csv as in the table, notes.csv with its last column, scaling.csv with every size of the runs over N and M, machine.json, results.json."""
+    """results.csv as in the table, notes.csv with its last column, scaling.csv with every size of the runs over N and
+    M, machine.json, results.json."""
     (folder / "machine.json").write_text(json.dumps(about, indent=2) + "\n")
     (folder / "results.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
     with (folder / "results.csv").open("w", newline="") as file:
