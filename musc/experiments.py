@@ -27,8 +27,9 @@ from musc import msm
 from musc.config import MuScConfig
 from musc.datasets.base import Category
 from musc.errors import ConfigError, DataError
+from musc.evaluation import evaluate, read_truth
 from musc.features import Features
-from musc.pipeline import MuSc, evaluate, split_subsets, upsample
+from musc.pipeline import MuSc, split_subsets, upsample
 
 DEGREES = (1, 3, 5, 7, 9, 13)  # all that any table asks for
 CHUNK_BYTES = 256 << 20  # distances sorted at a time
@@ -240,6 +241,7 @@ def ablate(
 
 def _measure(category: Category, musc: MuSc, features: Features, variants: dict, scores: dict) -> list[dict]:
     size = musc.config.map_size or musc.backbone.image_size
+    truth = read_truth(category.dataset, features.samples, size)
     pixel: dict[tuple, dict] = {}  # metrics of the maps, which RsCIN does not touch
     rows = []
     bar = tqdm(variants.items(), desc="variants", disable=None if musc.progress else True)
@@ -252,7 +254,7 @@ def _measure(category: Category, musc: MuSc, features: Features, variants: dict,
         raw = maps.flatten(1).amax(dim=1)
         one = MuSc(musc.config if v.windows is None else musc.config.replace(windows=v.windows))
         final, _ = one.rescored(raw, features.class_tokens)
-        measured, _ = evaluate(category.dataset, features.samples, final, raw, maps if key not in pixel else None)
+        measured = evaluate(truth, final, raw, maps if key not in pixel else None)
         pixel.setdefault(key, {name: m for name, m in measured.items() if name.startswith("pixel")})
         for group, metrics in {**measured, **pixel[key]}.items():
             for metric, value in metrics.items():

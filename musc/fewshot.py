@@ -25,8 +25,9 @@ from musc import msm
 from musc.config import MuScConfig
 from musc.datasets.base import Category
 from musc.errors import ConfigError, DataError
+from musc.evaluation import evaluate, read_truth
 from musc.features import Features, check_references
-from musc.pipeline import MuSc, evaluate, upsample
+from musc.pipeline import MuSc, upsample
 
 METHODS = ("MuSc", "MuSc+")
 SHOTS: tuple[int | None, ...] = (0, 1, 2, 4, 8, 16, 32, None)  # rows of Tab. 15 and 16; None: all references
@@ -246,11 +247,12 @@ def sweep(
 def _measure(
     category: Category, musc: MuSc, features: Features, maps: Mapping[Draw, Tensor], pixels: bool
 ) -> list[dict]:
-    rows = []
+    size = next(iter(maps.values())).shape[1] if pixels else None
+    truth, rows = read_truth(category.dataset, features.samples, size), []
     for d, drawn in maps.items():
         raw = drawn.flatten(1).amax(dim=1)  # c_i: [N]
         final, _ = musc.rescored(raw, features.class_tokens)
-        measured, _ = evaluate(category.dataset, features.samples, final, raw, drawn if pixels else None)
+        measured = evaluate(truth, final, raw, drawn if pixels else None)
         for group, metrics in measured.items():
             for metric, value in metrics.items():
                 rows.append(

@@ -19,15 +19,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from musc import consistency, metrics, msm, rscin, tiles
+from musc import consistency, msm, rscin, tiles
 from musc.backbones import Backbone, load_backbone
-from musc.config import MASK_PROTOCOLS, MuScConfig
+from musc.config import MuScConfig
 from musc.datasets import load_category
-from musc.datasets.base import Category, Sample, Skipped
+from musc.datasets.base import Category, Sample
 from musc.errors import ConfigError, DataError
+from musc.evaluation import evaluate, read_truth
 from musc.features import Features, check_references, extract
-from musc.results import Metrics, MuScResult, environment
-from musc.transforms import content_key, image_size, official_rule, read_mask, resize_mask
+from musc.results import MuScResult, environment
+from musc.transforms import content_key
 
 Rescore = Callable[[Tensor, Tensor | None], tuple[Tensor, list[str]]]
 Images = Category | Path | str | Iterable[Path | str]
@@ -114,8 +115,9 @@ class MuSc:
             scores, said = (rescore or self.rescored)(raw_scores, features.class_tokens)
             notes += said
         with _timed(timings, "metrics"):
-            measured, said = evaluate(category.dataset, features.samples, scores, raw_scores, maps)
-            notes += said
+            truth = read_truth(category.dataset, features.samples, maps.shape[1])
+            measured = evaluate(truth, scores, raw_scores, maps)
+            notes += truth.notes
         known = all(s.label is not None for s in features.samples)
         return MuScResult(
             dataset=category.dataset,
@@ -335,61 +337,6 @@ def upsample(scores: Float[Tensor, "N M"], grid: tuple[int, int], size: int) -> 
     N, _ = scores.shape
     maps = F.interpolate(scores.reshape(N, 1, *grid), (size, size), mode="bilinear", align_corners=True)
     return maps[:, 0]
-
-
-def evaluate(
-    dataset: str,
-    samples: Sequence[Sample],
-    scores: Float[Tensor, "N"],
-    raw_scores: Float[Tensor, "N"],
-    maps: Float[Tensor, "N H W"] | None,
-) -> tuple[Metrics, list[str]]:
-    """All seven metrics, with both mask protocols and both PROs, as far as labels and masks are known; and notes.
-
-    maps None: the image metrics only.
-    """
-    labels = [s.label for s in samples]
-    if None in labels:
-        return {}, []
-    if len(set(labels)) < 2:
-        return {}, [f"no metrics: all {len(labels)} images are {'anomalous' if labels[0] else 'normal'}."]
-    truth = torch.tensor(labels)
-    measured: Metrics = {
-        "image": metrics.image_metrics(truth, scores),
-        "image_before_rscin": metrics.image_metrics(truth, raw_scores),
-    }
-    if maps is None:
-        return measured, []
-    native, notes = _read_masks(samples)
-    kept = [i for i, s in enumerate(samples) if not s.label or i in native]
-    if not native:
-        return measured, [*notes, "no pixel metrics: no masks."]
-    for protocol in MASK_PROTOCOLS:
-        masks = torch.zeros(len(kept), *maps.shape[1:], dtype=torch.bool)
-        for row, i in enumerate(kept):
-            if i in native:
-                masks[row] = resize_mask(native[i], maps.shape[1], protocol, official_rule(dataset))
-        if masks.any():
-            chosen = maps if len(kept) == len(samples) else maps[kept]
-            measured[f"pixel_{protocol}"] = metrics.pixel_metrics(masks, chosen, pro=("exact", "official"))
-        else:
-            notes.append(f"no pixel metrics with {protocol} masks: no pixel stays anomalous at {maps.shape[1]} px.")
-    return measured, notes
-
-
-def _read_masks(samples: Sequence[Sample]) -> tuple[dict[int, Any], list[str]]:
-    """The masks of the anomalous images by row; a mask that is missing or does not fit is named, and left out."""
-    masks, bad = {}, []
-    for i, sample in enumerate(samples):
-        if sample.label:
-            try:
-                if sample.mask is None:
-                    raise DataError(f"{sample.name} has no mask.")
-                masks[i] = read_mask(sample.mask, image_size(sample.image), sample.name)
-            except DataError as error:
-                bad.append(Skipped(sample.name, str(error)))
-    notes = [f"left out of the pixel metrics: {s.reason}" for s in bad] if masks else []
-    return masks, notes
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from PIL import Image
 from musc import MuSc, MuScResult, rscin, score_folder
 from musc.datasets.base import Category, Sample
 from musc.errors import ConfigError, DataError
-from musc.pipeline import as_category, evaluate, resolve_device, split_subsets, upsample
+from musc.evaluation import evaluate, read_truth
+from musc.pipeline import as_category, resolve_device, split_subsets, upsample
 
 
 @pytest.fixture
@@ -84,7 +85,8 @@ def test_metrics_with_labels_and_masks(musc, category):
 def test_a_mask_of_another_size_is_left_out_by_name(category, photos):
     Image.new("L", (10, 10), 255).save(photos / "mask5.bmp")
     maps, scores = torch.rand(6, 32, 32), torch.arange(6.0)
-    measured, notes = evaluate("toy", category.samples, scores, scores, maps)
+    truth = read_truth("toy", category.samples, 32)
+    measured, notes = evaluate(truth, scores, scores, maps), truth.notes
     assert set(measured) == {"image", "image_before_rscin"}
     assert "no pixel metrics" in notes[-1]
 

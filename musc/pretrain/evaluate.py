@@ -27,7 +27,8 @@ from musc.config import MuScConfig
 from musc.datasets import load_category, synthetic
 from musc.datasets.base import Category, Sample
 from musc.errors import ConfigError
-from musc.pipeline import MuSc, evaluate, upsample
+from musc.evaluation import evaluate, read_truth
+from musc.pipeline import MuSc, upsample
 
 TEXTURES = ("brick", "gravel", "grass")
 CROP, SIDE = 128, 224
@@ -133,8 +134,7 @@ def filters(tokens: Callable[[Tensor], Tensor], category: Category) -> dict[str,
     found = (found - found.mean((0, 1))) / (found.std((0, 1)) + 1e-6)
     maps = upsample(msm.mutual_scores([found]), (SIDE // 8, SIDE // 8), SIDE)
     scores = maps.flatten(1).amax(1)
-    measured, _ = evaluate(category.dataset, category.samples, scores, scores, maps)
-    return _row(measured)
+    return _row(evaluate(read_truth(category.dataset, category.samples, SIDE), scores, scores, maps))
 
 
 def _row(measured: dict) -> dict[str, float]:
