@@ -70,10 +70,12 @@ def evaluate(
         "image": metrics.image_metrics(truth.labels, scores),
         "image_before_rscin": metrics.image_metrics(truth.labels, raw_scores),
     }
-    if maps is not None:
+    if maps is not None and truth.masks:
         chosen = maps if len(truth.rows) == len(maps) else maps[truth.rows]
+        ranked = metrics.rank(chosen)
         for protocol, masks in truth.masks.items():
-            measured[f"pixel_{protocol}"] = metrics.pixel_metrics(masks, chosen, pro=("exact", "official"))
+            found = metrics.pixel_metrics(masks, chosen, pro=("exact", "official"), ranked=ranked)
+            measured[f"pixel_{protocol}"] = found
     return measured
 
 

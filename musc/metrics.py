@@ -43,15 +43,24 @@ def image_metrics(labels: Vector, scores: Vector) -> dict[str, float]:
             f"labels {list(anomalous.shape)} and scores {list(values.shape)} differ: give one of each per image"
         )
     _need_both_classes(int(anomalous.sum()), anomalous.size, "image")
-    ranked = _Ranked(values)
+    ranked = Ranked(values)
     if not ranked.finite:
         raise ValueError("scores hold NaN or infinite values: leave such images out, or mend their scores")
     found = _summarise(np.sort(_take(values, np.flatnonzero(anomalous))), ranked)
     return {"auroc": found.auroc, "f1_max": found.f1_max, "ap": found.ap}
 
 
+def rank(maps: Stack) -> "Ranked":
+    """The sort that `pixel_metrics` needs, for maps that several sets of masks judge."""
+    return Ranked(_scores_of(maps))
+
+
 def pixel_metrics(
-    masks: Stack, maps: Stack, pro: str | Sequence[str] = "exact", max_fpr: float = 0.3
+    masks: Stack,
+    maps: Stack,
+    pro: str | Sequence[str] = "exact",
+    max_fpr: float = 0.3,
+    ranked: "Ranked | None" = None,
 ) -> dict[str, float]:
     """AUROC, F1-max and AP over the pixels of all images, and PRO, the mean overlap with the anomalous regions.
 
@@ -71,8 +80,9 @@ def pixel_metrics(
       gives NaN): the value is then the highest kept recall, and 0 where no point is kept.
 
     Returns {"auroc", "f1_max", "ap", "pro"}, each in [0, 1]. With several protocols, as in `pro=("exact", "official")`,
-    "pro" is the first's and "pro_official" (or "pro_exact") the other's; the sort is shared. Raises ValueError where
-    shapes differ, a mask is not 0/1, a score is NaN or infinite, or no pixel, or every pixel, is anomalous.
+    "pro" is the first's and "pro_official" (or "pro_exact") the other's; the sort is shared. ranked: `rank(maps)`,
+    where the maps are judged more than once. Raises ValueError where shapes differ, a mask is not 0/1, a score is NaN
+    or infinite, or no pixel, or every pixel, is anomalous.
     Paper: Sec. 4.1, "Evaluation metrics"; PRO: Bergmann et al. 2020.
     """
     protocols = (pro,) if isinstance(pro, str) else tuple(pro)
@@ -84,7 +94,7 @@ def pixel_metrics(
     truth, scores = _flatten(masks, maps)
     positions = _positions(truth)
     _need_both_classes(len(positions), len(scores), "pixel")
-    ranked = _Ranked(scores)
+    ranked = ranked or Ranked(scores)
     if not ranked.finite:
         raise ValueError(f"{_first_bad_map(truth, scores)} holds NaN or infinite scores: recompute or leave it out")
 
@@ -106,7 +116,7 @@ def pixel_metrics(
 # Counting scores above thresholds
 
 
-class _Ranked:
+class Ranked:
     """All scores, sorted in parts: counts how many lie above, and how many at or above, given thresholds."""
 
     def __init__(self, scores: np.ndarray | Tensor):
@@ -148,7 +158,7 @@ class _Summary(NamedTuple):
 
 def _summarise(
     positives: np.ndarray,
-    ranked: _Ranked,
+    ranked: Ranked,
     regions: np.ndarray | None = None,
     areas: np.ndarray | None = None,
     max_fpr: float = 0.3,
@@ -196,7 +206,7 @@ def _blocks(ascending: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _official_pro(
-    positives: np.ndarray, ranked: _Ranked, regions: np.ndarray, areas: np.ndarray, max_fpr: float
+    positives: np.ndarray, ranked: Ranked, regions: np.ndarray, areas: np.ndarray, max_fpr: float
 ) -> float:
     """PRO over 200 equally spaced thresholds, see `pixel_metrics`; arguments as of `_summarise`."""
     n_pos, n_neg = len(positives), ranked.size - len(positives)
@@ -244,14 +254,17 @@ def _flatten(masks: Stack, maps: Stack) -> tuple[list[np.ndarray], np.ndarray | 
             raise ValueError(
                 f"masks[{i}] is {list(mask.shape)}, maps[{i}] is {list(scores.shape)}: resize one to the other, [H, W]"
             )
-    if isinstance(maps, Tensor | np.ndarray):
-        flat = _as_scores(maps).reshape(-1)
-    else:
-        parts: list[Any] = [_as_scores(scores).reshape(-1) for scores in maps]
-        flat = torch.cat(parts) if isinstance(parts[0], Tensor) else np.concatenate(parts)
     if isinstance(masks, Tensor | np.ndarray):
-        return list(_as_mask(masks, "masks")), flat
-    return [_as_mask(mask, f"masks[{i}]") for i, mask in enumerate(masks)], flat
+        return list(_as_mask(masks, "masks")), _scores_of(maps)
+    return [_as_mask(mask, f"masks[{i}]") for i, mask in enumerate(masks)], _scores_of(maps)
+
+
+def _scores_of(maps: Stack) -> np.ndarray | Tensor:
+    """All scores of the maps as one vector."""
+    if isinstance(maps, Tensor | np.ndarray):
+        return _as_scores(maps).reshape(-1)
+    parts: list[Any] = [_as_scores(scores).reshape(-1) for scores in maps]
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else np.concatenate(parts)
 
 
 def _positions(masks: list[np.ndarray]) -> np.ndarray:

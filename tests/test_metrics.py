@@ -252,3 +252,12 @@ def test_bad_images_are_refused():
         image_metrics([0, 1], [0.1, float("nan")])
     with pytest.raises(ValueError, match="labels hold values other than 0 and 1"):
         image_metrics([0, 2], [0.1, 0.2])
+
+
+def test_a_sort_is_shared_by_several_sets_of_masks():
+    rng = np.random.default_rng(0)
+    maps = rng.random((3, 20, 20), dtype=np.float32)
+    ranked = metrics.rank(maps)
+    for share in (0.1, 0.3):
+        masks = rng.random(maps.shape) < share
+        assert metrics.pixel_metrics(masks, maps, ranked=ranked) == metrics.pixel_metrics(masks, maps)
