@@ -125,7 +125,7 @@ class Layout:
             (guarded,),
             (n,),
             (n,),
-            (n // 8,),
+            (n // 8 + 8,),
         ]
         lists = [((D, size, search.KEPT), kind) for size in (self.H * self.W, n) for kind in (np.int32, np.float32)]
         counts = [((D, size), np.int32) for size in (self.H * self.W, n)]

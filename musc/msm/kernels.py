@@ -40,6 +40,10 @@ def _same(builder, scalar, vector):
     return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count))
 
 
+def _larger(builder, a, b):
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
 class _Loop:
     """A counted loop of LLVM instructions; `values` holds what it carries, and its end values afterwards."""
 
@@ -218,7 +222,7 @@ def products_wide(a, b, offset, ratio, ring, first, last):
 def _judge(typingctx, chunks, sums, scale, margin, best, factor, own, values, marks, tops):
     """values = sums * factor * scale; marks: a bit where values + own >= best; tops: 8 of the largest values + margin.
 
-    Per chunk of 64: addresses of float32, and of 8 bytes of marks and 8 float32 of tops.
+    Per chunk of 64: addresses of float32, and of 8 bytes of marks and 8 float32 of tops; then 8 of the largest tops.
     """
     signature = types.void(*[types.intp] * 5, types.float32, types.float32, *[types.intp] * 3)
 
@@ -226,7 +230,8 @@ def _judge(typingctx, chunks, sums, scale, margin, best, factor, own, values, ma
         chunks, sums, scale, margin, best, factor, own, values, marks, tops = args
         bits = builder.module.declare_intrinsic("llvm.x86.avx.movmsk.ps.256", (), ir.FunctionType(_I32, [_F32x8]))
         factor, own = _same(builder, factor, _F32x8), _same(builder, own, _F32x8)
-        loop = _Loop(builder, chunks, [], "chunks")
+        lowest = ir.Constant(_F32x8, [-8.0] * 8)
+        loop = _Loop(builder, chunks, [lowest], "chunks")
         at = builder.mul(loop.at, _I64(256))
         top = None
         for k in range(0, 256, 32):
@@ -234,13 +239,14 @@ def _judge(typingctx, chunks, sums, scale, margin, best, factor, own, values, ma
             value = builder.fmul(builder.fmul(here[0], factor), here[1])
             _store(builder, value, builder.add(values, at), k)
             upper = builder.fadd(value, here[2])
-            top = upper if top is None else builder.select(builder.fcmp_ordered(">", top, upper), top, upper)
+            top = upper if top is None else _larger(builder, top, upper)
             hit = builder.fcmp_ordered(">=", builder.fadd(value, own), here[3])
             mask = builder.call(bits, [builder.bitcast(builder.sext(hit, _I32x8), _F32x8)])
             place = builder.add(builder.add(marks, builder.mul(loop.at, _I64(8))), _I64(k // 32))
             builder.store(builder.trunc(mask, _I8), builder.inttoptr(place, _I8.as_pointer()))
         _store(builder, top, builder.add(tops, builder.mul(loop.at, _I64(32))), 0)
-        loop.end([])
+        highest = loop.end([_larger(builder, top, loop.values[0])])[0]
+        _store(builder, highest, builder.add(tops, builder.mul(chunks, _I64(32))), 0)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -250,7 +256,7 @@ def _judge(typingctx, chunks, sums, scale, margin, best, factor, own, values, ma
 def judge(sums, scale, margin, best, factor, own, values, marks, tops):
     """One row's cosines, the columns that it may be the nearest of, and the largest upper bounds; see `_judge`.
 
-    sums, scale, margin, best, values: [n] float32, n a multiple of 64; marks: [n / 64] int64; tops: [n / 8].
+    sums, scale, margin, best, values: [n] float32, n a multiple of 64; marks: [n / 64] int64; tops: [n / 8 + 8].
     """
     _judge(  # type: ignore[call-arg]
         marks.shape[0], sums.ctypes.data, scale.ctypes.data, margin.ctypes.data, best.ctypes.data,
@@ -258,14 +264,39 @@ def judge(sums, scale, margin, best, factor, own, values, marks, tops):
     )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-def largest(sums, scale, factor, best):
-    """Raises every column's largest cosine `best` by one row's, sums * factor * scale; returns the row's largest."""
-    top = np.float32(-8)
-    for i in range(sums.shape[0]):
-        value = sums[i] * factor * scale[i]
-        best[i] = max(best[i], value)
-        top = max(top, value)
+@intrinsic
+def _largest(typingctx, chunks, sums, scale, best, factor, tops):
+    """best = the larger of itself and sums * factor * scale; tops: 32 of the largest of those, at distances of 32."""
+
+    def codegen(context, builder, signature, args):
+        chunks, sums, scale, best, factor, tops = args
+        factor = _same(builder, factor, _F32x8)
+        loop = _Loop(builder, chunks, [ir.Constant(_F32x8, [-8.0] * 8)] * 4, "chunks")
+        at, highest = builder.mul(loop.at, _I64(256)), list(loop.values)
+        for k in range(8):
+            here = [_load(builder, builder.add(array, at), 32 * k, _F32x8) for array in (sums, scale, best)]
+            value = builder.fmul(builder.fmul(here[0], factor), here[1])
+            _store(builder, _larger(builder, value, here[2]), builder.add(best, at), 32 * k)
+            highest[k % 4] = _larger(builder, value, highest[k % 4])
+        for k, top in enumerate(loop.end(highest)):
+            _store(builder, top, tops, 32 * k)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4, types.float32, types.intp), codegen
+
+
+@njit(nogil=True, cache=True)
+def largest(sums, scale, factor, best, tops):
+    """Raises every column's largest cosine `best` by one row's, sums * factor * scale; returns the row's largest.
+
+    sums, scale, best: [n] float32, n a multiple of 64; tops: at least [32], scratch.
+    """
+    _largest(  # type: ignore[call-arg]
+        sums.shape[0] // 64, sums.ctypes.data, scale.ctypes.data, best.ctypes.data, factor, tops.ctypes.data
+    )
+    top = tops[0]
+    for i in range(1, 32):
+        top = max(top, tops[i])
     return top
 
 
