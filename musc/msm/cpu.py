@@ -255,10 +255,11 @@ def _integers(
         along, rest = torch.from_numpy(high), torch.from_numpy(low)[:, : raw.shape[1]]
         torch.mm(tokens, basis, out=along)
         torch.addmm(tokens, along, basis.T, alpha=-1, out=rest)
-        total, lane = kernels.spread(low)
-        scale8 = layout.top8 / max(CLIP * np.sqrt(total / raw.size), 1e-18)
+        left = np.empty(len(raw), np.float32)
+        kernels.lengths(low, left)
+        scale8 = layout.top8 / max(CLIP * np.sqrt(np.square(left).sum() / raw.size), 1e-18)
         if not layout.wide:
-            scale8 = min(scale8, kernels.LANE / max(lane, 1e-18))
+            scale8 = min(scale8, kernels.LANE / max(float(kernels.longest_lane(low)), 1e-18))
     most = float(max(high.max(), -high.min()))
     # sums below 2^31, elements below 2^15
     scale16 = min(46000 / max(float(length.max()), 1e-18), 32000 / max(most, 1e-18))
@@ -276,15 +277,16 @@ def _bound(lost: np.ndarray, beyond: np.ndarray, C: int, layout: Layout) -> np.n
     if layout.basis is None:
         return lost + lost**2 / 2
     t = CLIP / layout.top8 / np.sqrt(12)
-    bound = (lost**2 / t + t * beyond**2 + lost**2) / 2
-    return bound if layout.sure else bound * LIKELY / np.sqrt(C)
+    likely = 1 if layout.sure else LIKELY / np.sqrt(C)
+    # nearly equal tokens are rounded alike: that lost_a lost_b is as large as it can be
+    return (lost**2 / t + t * beyond**2) / 2 * likely + lost**2 / 2
 
 
 def _neighbourhood(values: np.ndarray, H: int, W: int, h: int) -> np.ndarray:
-    """Sums of values [M] over (2h + 1)^2 neighbourhoods of the patch grid."""
-    padded = np.pad(values.reshape(H, W), h)
-    views = np.lib.stride_tricks.sliding_window_view(padded, (2 * h + 1, 2 * h + 1))
-    return np.asarray(views.sum(axis=(2, 3)).reshape(-1))
+    """Sums of values [M] over (2h + 1)^2 neighbourhoods of the patch grid; none of them is negative."""
+    sums = np.empty(len(values), np.float32)
+    kernels.box(values[:, None], H, W, h, np.empty((0, 0), np.float32), sums)
+    return sums
 
 
 def _first_of_equals(tokens: np.ndarray) -> np.ndarray:

@@ -382,12 +382,15 @@ def box(tokens, H, W, h, out, length):
     one = np.empty((1, tokens.shape[1]), np.float32)
     for y in range(H):
         top, bottom = max(0, y - h), min(H, y + h + 1)
-        for x in range(W):
+        for x in range(W * (h > 0)):
             add_rows(tokens, top * W + x, W, bottom - top, line[x])
         for x in range(W):
             left, right = max(0, x - h), min(W, x + h + 1)
             sums = out[y * W + x] if len(out) else one[0]
-            add_rows(line, left, 1, right - left, sums)
+            if h:
+                add_rows(line, left, 1, right - left, sums)
+            else:
+                sums[:] = tokens[y * W + x]
             size = np.sqrt(_squares(sums))
             length[y * W + x] = size
             if len(out):
@@ -402,12 +405,9 @@ def lengths(rows, out):
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
-def spread(rows):
-    """The sum of all squares; the largest length of what one 16-bit sum holds of a row.
-
-    That is, of every 4 SPAN elements, the first or second two of every four.
-    """
-    span, most, total = 4 * SPAN, np.float32(0), 0.0
+def longest_lane(rows):
+    """The largest length of what one 16-bit sum holds of a row: per SPAN, the first or second two of every four."""
+    span, most = 4 * SPAN, np.float32(0)
     for m in range(rows.shape[0]):
         for start in range(0, rows.shape[1], span):
             part = rows[m, start : start + span]
@@ -416,8 +416,7 @@ def spread(rows):
                 first += part[c] * part[c] + part[c + 1] * part[c + 1]
                 second += part[c + 2] * part[c + 2] + part[c + 3] * part[c + 3]
             most = max(most, first, second)
-            total += np.float64(first + second)
-    return total, np.sqrt(most)
+    return np.sqrt(most)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
