@@ -1,8 +1,8 @@
 """The CPU engine: every pair of images once, one Gram matrix for all degrees, winners exact in float32.
 
-Where the time goes, on two cores with AVX2, per pair of 37 x 37 x 1024 images: the Gram matrix in integers, then its
-box filters and maxima for three degrees, then the winners' distances (`benchmarks` has the figures). Rounding to
-integers is what makes the Gram matrix cheap; `search` makes the result exact nevertheless. Most of a token's length
+Where the time goes, per pair of 37 x 37 x 1024 images: half in the Gram matrix in integers (AVX-512 VNNI or AVX2),
+then its box filters and maxima for three degrees, then the winners' distances (`benchmarks` has the figures). Rounding
+to integers is what makes the Gram matrix cheap; `search` makes the result exact nevertheless. Most of a token's length
 lies along the few directions that the images have in common: those take 16 bits, and 8 are enough for the rest.
 """
 
@@ -353,7 +353,7 @@ def choose(
     if C > NARROW and layout.integer and first:
         i, p = first[0]
         ahead = sorted(set(sum(first, ())) - {i, p})[: 2 * (crew.free.qsize() - 1)]
-        for way in crew.pool.submit(ways, image, plan, layout, precision).result():
+        for way in ways(image, plan, layout, precision):
             held = dict(zip((i, p), crew.prepare(image, way, (i, p)), strict=True))
             trial, others = crew.compare(held, way, first[:1]), crew.prepare(image, way, ahead)
             found = next(trial)

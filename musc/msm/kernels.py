@@ -1,6 +1,7 @@
 """The CPU engine's preparation of an image, and products of two images' tokens in integers, compiled by numba.
 
-`products` is the one function that needs a particular processor (AVX2); it is compiled only where it is called.
+`products` and `products_wide` alone need a particular processor (AVX2, AVX-512 VNNI); like all others they are compiled
+only where they are called.
 """
 
 from __future__ import annotations
