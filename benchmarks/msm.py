@@ -69,13 +69,13 @@ def beyond_features(N: int, side: int, C: int, block: int = 8) -> dict[str, int]
 
     D, M = len(DEGREES), side * side
     layout = cpu.Layout(side, side, DEGREES, cpu.has_integer_products())
-    ring, buffers, (best, *lists) = layout.scratch()
-    scratch = [ring, best, *buffers, *lists[0], *lists[1]]
+    ring, buffers, (best, *lists), workspace = layout.scratch(C)
+    scratch = [ring, best, *buffers, *lists[0], *lists[1], *workspace]
     operands = (2 if layout.integer else 4) * (M + layout.n + 6) * C
     return {
         "distances": 4 * D * N * (N - 1) * M,
         "images": min(2 * block, N) * (4 * D * M * C + operands),
-        "buffers": torch.get_num_threads() * (sum(b.nbytes for b in scratch) + 4 * 4 * M * C),
+        "buffers": torch.get_num_threads() * (sum(b.nbytes for b in scratch) + 2 * 4 * M * C),
         "scores": 4 * 2 * D * N * M + 200 * N * N,
     }
 

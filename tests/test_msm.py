@@ -24,16 +24,23 @@ def tokens(N=5, grid=GRID, C=24, seed=0, smooth=True):
     return common + 0.7 * torch.randn(N, H * W, C, generator=g) + 0.3
 
 
-@pytest.fixture(params=["8-bit products", "16-bit products", "float products"])
+def use_products(kind, monkeypatch):
+    """Lets the CPU engine use the integer products of AVX2 or of AVX-512 VNNI alone."""
+    wide = kind == "AVX-512"
+    if not (cpu.has_wide_products() if wide else cpu.has_integer_products()):
+        pytest.skip(f"this processor has no {kind}")
+    monkeypatch.setattr(cpu, "has_wide_products", lambda: wide)
+
+
+@pytest.fixture(params=["8 bits, AVX-512", "16 bits, AVX-512", "8 bits, AVX2", "16 bits, AVX2", "float products"])
 def engine(request, monkeypatch):
     """Every way in which the CPU engine takes products, where the machine has it."""
     if request.param == "float products":
         monkeypatch.setattr(cpu, "has_integer_products", lambda: False)
         return
-    if not cpu.has_integer_products():
-        pytest.skip("this processor has no AVX2")
-    which = -2 if request.param == "8-bit products" else -1
-    monkeypatch.setattr(cpu, "choose", lambda *arguments: (cpu.ways(*arguments)[which], {}))
+    use_products(request.param.split()[-1], monkeypatch)
+    which = -2 if request.param.startswith("8 bits") else -1
+    monkeypatch.setattr(cpu, "choose", lambda *arguments: (cpu.ways(*arguments[:4])[which], {}, {}))
 
 
 @pytest.mark.parametrize("N", [2, 3, 4, 5, 9])

@@ -11,7 +11,7 @@ import numpy as np
 import plain
 import pytest
 import torch
-from test_msm import GRID, engine, tokens  # noqa: F401
+from test_msm import GRID, engine, tokens, use_products  # noqa: F401
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import msm as bench
@@ -50,33 +50,34 @@ def test_any_number_of_channels_and_patches(engine, grid, C):  # noqa: F811
         np.testing.assert_allclose(got[d], expected, atol=1e-5)
 
 
-def test_low_precision_is_within_its_tolerance(monkeypatch):
+@pytest.mark.parametrize("kind", ["AVX2", "AVX-512"])
+def test_low_precision_is_within_its_tolerance(kind, monkeypatch):
     """Largest cosines of 8-bit products as they are, and whole comparisons where two tokens are nearly equal."""
-    if not cpu.has_integer_products():
-        pytest.skip("this processor has no AVX2")
+    use_products(kind, monkeypatch)
     x = tokens(4, (8, 8), C=512)
     x[1, 5:20] = x[0, 25:40] + 1e-3 * x[2, :15]
     expected = torch.from_numpy(plain.mutual_scores([x], (1, 3), (8, 8)))
-    monkeypatch.setattr(cpu, "choose", lambda *arguments: (cpu.ways(*arguments)[0], {}))
+    monkeypatch.setattr(cpu, "choose", lambda *arguments: (cpu.ways(*arguments[:4])[0], {}, {}))
     got = msm.mutual_scores([x], (1, 3), precision="bfloat16").double()
     assert 1e-6 < (got - expected).abs().max() < 1e-3
     near = msm.stage_distances(x, (1,), precision="bfloat16")[0, 1, 0, 5:20]
     torch.testing.assert_close(near, msm.stage_distances(x, (1,))[0, 1, 0, 5:20], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["AVX2", "AVX-512"])
 @pytest.mark.parametrize("huge", [False, True])
-def test_margins_bound_what_rounding_does(huge):
+def test_margins_bound_what_rounding_does(huge, kind, monkeypatch):
     """The certificate itself: every cosine of the rounded products lies within both tokens' margins of float64's."""
-    if not cpu.has_integer_products():
-        pytest.skip("this processor has no AVX2")
+    use_products(kind, monkeypatch)
     x = tokens(2, (7, 9), C=200, smooth=not huge)
     x[:, :, 3] += 50 * huge
-    layout = cpu.Layout(7, 9, (1, 3, 5), True)
+    layout = cpu.Layout(7, 9, (1, 3, 5), True, cpu.has_wide_products())
+    products = kernels.products_wide if layout.wide else kernels.products
     for way in cpu.ways(lambda p: x[p], plan_pool(2), layout, "float32"):
         a, b = (cpu.prepare(image, way) for image in x)
         ring = np.zeros((66, way.n), np.float32)
         ratio = np.float32(a.scales[1] * b.scales[1] / (a.scales[0] * b.scales[0]))
-        kernels.products(a.rows, b.columns, b.offset, ratio, ring, 0, len(a.rows))
+        products(a.rows, b.columns, b.offset, ratio, ring, 0, len(a.rows))
         gram = ring[:63, way.place >= 0].astype(np.float64).reshape(7, 9, 7, 9)
         for d, r in enumerate((1, 3, 5)):
             padded = np.pad(gram, r // 2)

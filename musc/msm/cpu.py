@@ -1,17 +1,19 @@
 """The CPU engine: every pair of images once, one Gram matrix for all degrees, winners exact in float32.
 
-Where the time goes, on two cores with AVX2, per pair of 37 x 37 x 1024 images: the Gram matrix in integers, then its
-box filters and maxima for three degrees, then the winners' distances (`benchmarks` has the figures). Rounding to
-integers is what makes the Gram matrix cheap; `search` makes the result exact nevertheless. Most of a token's length
+Where the time goes, per pair of 37 x 37 x 1024 images: half in the Gram matrix in integers (AVX-512 VNNI or AVX2),
+then its box filters and maxima for three degrees, then the winners' distances (`benchmarks` has the figures). Rounding
+to integers is what makes the Gram matrix cheap; `search` makes the result exact nevertheless. Most of a token's length
 lies along the few directions that the images have in common: those take 16 bits, and 8 are enough for the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import chain
 from queue import SimpleQueue
 from typing import Any
 
@@ -26,7 +28,7 @@ ROUNDING = 2.0**-24  # relative, of one float32 operation
 SUMMED = 1e-6  # of a cosine, by float32 box filters
 LIKELY = 2.0  # standard deviations of the rounding error that margins cover where precision is not "float32"
 TOLERANCE = 1e-3  # of distances where precision is not "float32"
-CLIP = 4.0  # standard deviations of 8-bit values that their range holds
+CLIP = 4.6  # standard deviations of 8-bit values that their range holds
 DIRECTIONS = 64  # whose products take 16 bits
 NARROW = 128  # channels up to which float32 products are no dearer than what follows them
 
@@ -39,18 +41,29 @@ def has_integer_products() -> bool:
     return bool(binding.get_host_cpu_features().get("avx2"))
 
 
+@lru_cache
+def has_wide_products() -> bool:
+    """True where the processor has AVX-512's products of integers too."""
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    return has_integer_products() and all(features.get(name) for name in ("avx512bw", "avx512vnni"))
+
+
 @dataclass(frozen=True)
 class Layout:
     """The patch grid as the kernels see it: as columns, a patch row takes `pitch` places, the last ones empty.
 
-    basis: [C, K] orthonormal directions whose products take 16-bit integers and the rest 8-bit ones; None: all take 16
-    bits, or float32 where `integer` is False. sure: margins bound every rounding error, not just likely ones.
+    wide: integers take AVX-512 VNNI. basis: [C, K] orthonormal directions whose products take 16-bit integers and the
+    rest 8-bit ones; None: all take 16 bits, or float32 where `integer` is False. sure: margins bound every rounding
+    error, not just likely ones.
     """
 
     H: int
     W: int
     degrees: tuple[int, ...]
     integer: bool
+    wide: bool = False
     basis: np.ndarray | None = None
     sure: bool = True
 
@@ -66,9 +79,13 @@ class Layout:
     def pitch(self) -> int:
         return self.W + self.widest
 
-    @cached_property
-    def panels(self) -> int:
-        return -(-self.H * self.pitch // kernels.COLS)
+    @property
+    def cols(self) -> int:
+        return kernels.COLS_WIDE if self.wide else kernels.COLS
+
+    @property
+    def top8(self) -> int:
+        return kernels.TOP8_WIDE if self.wide else kernels.TOP8
 
     @cached_property
     def n(self) -> int:
@@ -80,27 +97,45 @@ class Layout:
         y, x = np.divmod(np.arange(self.n), self.pitch)
         return np.where((x < self.W) & (y < self.H), y * self.W + x, -1)
 
-    def scratch(self) -> tuple[Any, ...]:
-        """One thread's buffers: the Gram rows in use, what `search.rows` needs, and every column's candidates."""
+    def operands(self, C: int) -> list[tuple[tuple[int, ...], type]]:
+        """Shapes and types of an image's rows, columns and offset as `kernels.products` takes them."""
+        steps, spans = 0, 0
+        if self.basis is not None:
+            spans = -(-C // (4 * kernels.SPAN))
+            steps, C = spans * kernels.SPAN, self.basis.shape[1]
+        steps += (C + 1) // 2
+        M, panels = self.H * self.W * self.integer, -(-self.H * self.pitch // self.cols) * self.integer
+        shapes = (-(-M // kernels.ROWS), steps, kernels.ROWS), (panels, steps, self.cols), (panels, spans, self.cols)
+        return [(shape, np.int32) for shape in shapes]
+
+    def workspace(self, C: int) -> tuple[np.ndarray, ...]:
+        """For an image in preparation: raw tokens, the part of them outside of the basis, and that inside of it."""
+        shapes = (M := self.H * self.W, C), (M, C + -C % (4 * kernels.SPAN)), (M, DIRECTIONS)
+        return tuple(arrays(*[(shape, np.float32) for shape in shapes]))
+
+    def scratch(self, C: int) -> tuple[Any, ...]:
+        """One thread's buffers: Gram rows in use, what `search.rows` needs, every column's candidates; a workspace."""
         D, n, widest = len(self.degrees), self.n, self.widest
         stripes = 1 + -(-2 * widest // kernels.ROWS)  # of six patch rows
         guarded = n + 2 * widest * (self.pitch + 1)
-        ring = np.zeros((stripes * kernels.ROWS * self.W, n), np.float32)
-        buffers = (
-            np.zeros((D, 2 * widest + 1, n), np.float32),
-            np.zeros(guarded, np.float32),
-            np.zeros(guarded, np.float32),
-            np.zeros(n, np.float32),
-            np.zeros(n, np.float32),
-            np.zeros(n // search.CHUNK, np.int64),
-            np.zeros(n // 8, np.float32),
+        real = [
+            (stripes * kernels.ROWS * self.W, n),
+            (D, 2 * widest + 1, n),
+            (guarded,),
+            (guarded,),
+            (n,),
+            (n,),
+            (n // 8 + 8,),
+        ]
+        lists = [((D, size, search.KEPT), kind) for size in (self.H * self.W, n) for kind in (np.int32, np.float32)]
+        counts = [((D, size), np.int32) for size in (self.H * self.W, n)]
+        found = arrays(
+            *[(shape, np.float32) for shape in [*real, (D, n)]], ((n // search.CHUNK,), np.int64), *lists, *counts
         )
-
-        def lists(size: int) -> tuple[np.ndarray, ...]:
-            shape = D, size, search.KEPT
-            return np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros((D, size), np.int32)
-
-        return ring, buffers, (np.zeros((D, n), np.float32), lists(self.H * self.W), lists(n))
+        ring, sums, across, along, boxed, values, tops, best, marks, *found = found
+        buffers = sums, across, along, boxed, values, marks, tops
+        candidates = best, (found[0], found[1], found[4]), (found[2], found[3], found[5])
+        return ring, buffers, candidates, self.workspace(C)
 
 
 @dataclass(frozen=True)
@@ -127,11 +162,25 @@ def directions(sample: Tensor, K: int) -> np.ndarray:
     found = torch.randn(C, K + 8, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
         found, _ = torch.linalg.qr(sample.T @ (sample @ found))
-    _, _, turn = torch.linalg.svd(sample @ found, full_matrices=False)
-    return (found @ turn.T[:, :K]).contiguous().numpy()
+    seen = sample @ found
+    _, turn = torch.linalg.eigh(seen.T @ seen)
+    return (found @ turn[:, -K:]).contiguous().numpy()
 
 
-def prepare(tokens: Tensor, layout: Layout) -> Image:
+def arrays(*kinds: tuple[tuple[int, ...], type]) -> list[np.ndarray]:
+    """Zeros of given shapes and types in one piece of memory, large enough for the system to back it by large pages."""
+    sizes = [-(-int(np.prod(shape)) * np.dtype(kind).itemsize // 64) * 64 for shape, kind in kinds]
+    piece = np.empty(sum(sizes) + 64, np.uint8)
+    ends = np.cumsum([-piece.ctypes.data % 64, *sizes]).tolist()
+    out: list[np.ndarray] = []
+    for (shape, kind), start in zip(kinds, ends[:-1], strict=True):
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        out.append(piece[start : start + size].view(kind).reshape(shape))
+        out[-1].fill(0)
+    return out
+
+
+def prepare(tokens: Tensor, layout: Layout, workspace: tuple[np.ndarray, ...] | None = None) -> Image:
     """One image's raw tokens [M, C] as an Image.
 
     LayerNorm over the whole map is a shift and a scale per image, and the scale goes in the L2 norm: only the shift is
@@ -140,39 +189,39 @@ def prepare(tokens: Tensor, layout: Layout) -> Image:
     """
     M, C = tokens.shape
     D, H, W, n = len(layout.degrees), layout.H, layout.W, layout.n
-    values = tokens.float()
-    raw = (values - values.mean(dtype=torch.float64).float()).contiguous().numpy()
-    unit, inverse, size = np.empty((D, M, C), np.float32), np.empty((D, M), np.float32), np.empty(M, np.float32)
-    for d, h in enumerate(layout.halves):
-        kernels.box(raw, H, W, h, unit[d], size)
-        inverse[d] = 1 / np.maximum(size, np.float32(1e-20))
-        kernels.scale_rows(unit[d], inverse[d])
+    workspace = workspace or layout.workspace(C)
+    raw = workspace[0]
+    kernels.center(tokens.float().contiguous().numpy(), raw)
+    unit, rows, columns, offset = arrays(((D, M, C), np.float32), *layout.operands(C))
     length, error = np.empty(M, np.float32), np.zeros(M, np.float32)
-    most = float(kernels.lengths(raw, length))
-    valid = layout.place >= 0
-    offset, scales = np.zeros((layout.panels, 0, kernels.COLS), np.int32), (1.0, 1.0)
-    rows: Any
-    columns: Any
+    size, within = np.empty((D, M), np.float32), np.zeros((D, M), np.float32)
+    halves = layout.halves.tolist()
+    for d, h in enumerate(halves):
+        kernels.box(raw, H, W, h, unit[d], size[d])
+    inverse = 1 / np.maximum(size, np.float32(1e-20))
+    kernels.lengths(raw, length)
+    valid, scales = layout.place >= 0, (1.0, 1.0)
+    sides: tuple[Any, Any] = rows, columns
     if layout.integer:
-        rows, columns, offset, scales, along, left = _integers(raw, float(length.max()), most, layout, error)
+        scales, along, left = _integers(workspace, length, layout, rows, columns, offset, error)
     else:
         padded = np.zeros((n, C), np.float32)
         padded[valid] = raw
-        rows, columns = torch.from_numpy(raw), torch.from_numpy(padded)
+        sides = torch.from_numpy(raw.copy()), torch.from_numpy(padded)
     # relative to the aggregated tokens: lengths that meet in a neighbourhood, and of those the parts left out
-    met = np.stack([_neighbourhood(length, H, W, h) for h in layout.halves.tolist()]) * inverse
-    lost = np.stack([_neighbourhood(error, H, W, h) for h in layout.halves.tolist()]) * inverse
-    within = np.zeros((D, M), np.float32)
+    met = np.stack([_neighbourhood(length, H, W, h) for h in halves]) * inverse
+    lost = np.stack([_neighbourhood(error, H, W, h) for h in halves]) * inverse
     if layout.basis is not None:
         kernels.lengths(left, error)
-        for d, h in enumerate(layout.halves.tolist()):
-            kernels.box(along, H, W, h, along[:1].copy(), size)
-            within[d] = size * inverse[d]
-            if layout.sure:
-                kernels.box(left, H, W, h, left[:1].copy(), size)
+        none = np.empty((0, 0), np.float32)
+        for d, h in enumerate(halves):
+            kernels.box(along, H, W, h, none, within[d])
+            if layout.sure and h:
+                kernels.box(left, H, W, h, none, size[d])
             else:  # independent errors of r^2 tokens add up to r of them
-                size = _neighbourhood(error, H, W, h) / (2 * h + 1)
-            lost[d] += size * inverse[d]
+                size[d] = _neighbourhood(error, H, W, h) / (2 * h + 1)
+        within *= inverse
+        lost += size * inverse
     slack = SUMMED + C * ROUNDING
     beyond = np.sqrt(np.maximum(1 - within**2, 0)) + slack * met  # length outside of the basis
     margin = _bound(lost, beyond, C, layout) + slack * met**2 / 2
@@ -184,40 +233,39 @@ def prepare(tokens: Tensor, layout: Layout) -> Image:
     column_scale[:, valid] = np.where(own, inverse, 0)
     column_margin[:, valid] = np.where(own, margin, search.NOTHING)
     return Image(
-        rows, columns, offset, scales, unit,
-        (inverse, margin, unit, first), (column_scale, column_margin, unit, first),
-    )  # fmt: skip
+        *sides, offset, scales, unit, (inverse, margin, unit, first), (column_scale, column_margin, unit, first)
+    )
 
 
 def _integers(
-    raw: np.ndarray, longest: float, most: float, layout: Layout, error: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float], Any, np.ndarray]:
-    """`raw` as panels for `kernels.products`; `error` receives the length of what 16 bits leave out of every token.
+    workspace: tuple[np.ndarray, ...], length: np.ndarray, layout: Layout, *out: np.ndarray
+) -> tuple[tuple[float, float], np.ndarray, np.ndarray]:
+    """A workspace's raw tokens as panels for `kernels.products`, and the scales of the 8-bit and the 16-bit integers.
 
-    Last come the tokens' coordinates in the basis, and what 8 bits leave out of the rest.
+    out: rows, columns, offset, error, which receives the length of what 16 bits leave out of every token. Last come the
+    tokens' coordinates in the basis, and what 8 bits leave out of the rest.
     """
-    M, C = raw.shape
-    high, low, scale8 = raw, np.zeros((M, 0), np.float32), 1.0
-    if layout.basis is not None:
-        span = 4 * kernels.SPAN
+    raw, low, high = workspace
+    scale8 = 1.0
+    if layout.basis is None:
+        low, high = np.zeros((len(raw), 0), np.float32), raw
+    else:
         basis, tokens = torch.from_numpy(layout.basis), torch.from_numpy(raw)
-        along = tokens @ basis  # [M, K]
-        low = torch.addmm(tokens, along, basis.T, alpha=-1).numpy()
-        if C % span:
-            low = np.pad(low, ((0, 0), (0, -C % span)))
-        high = along.numpy()
-        spread = np.sqrt(np.einsum("mc,mc->", low, low) / raw.size)
-        scale8 = min(kernels.TOP8 / max(CLIP * spread, 1e-18), kernels.LANE / max(kernels.longest_lane(low), 1e-18))
-        most = float(np.abs(high).max())
-    scale16 = min(46000 / max(longest, 1e-18), 32000 / max(most, 1e-18))  # sums below 2^31, elements below 2^15
-    spans = low.shape[1] // (4 * kernels.SPAN)
-    steps = low.shape[1] // 4 + (high.shape[1] + 1) // 2
-    rows = np.zeros((-(-M // kernels.ROWS), steps, kernels.ROWS), np.int32)
-    columns = np.zeros((layout.panels, steps, kernels.COLS), np.int32)
-    offset = np.zeros((layout.panels, spans, kernels.COLS), np.int32)
+        high = high.reshape(-1)[: len(raw) * basis.shape[1]].reshape(len(raw), -1)  # [M, K]
+        along, rest = torch.from_numpy(high), torch.from_numpy(low)[:, : raw.shape[1]]
+        torch.mm(tokens, basis, out=along)
+        torch.addmm(tokens, along, basis.T, alpha=-1, out=rest)
+        left = np.empty(len(raw), np.float32)
+        kernels.lengths(low, left)
+        scale8 = layout.top8 / max(CLIP * np.sqrt(np.square(left).sum() / raw.size), 1e-18)
+        if not layout.wide:
+            scale8 = min(scale8, kernels.LANE / max(float(kernels.longest_lane(low)), 1e-18))
+    most = float(max(high.max(), -high.min()))
+    # sums below 2^31, elements below 2^15
+    scale16 = min(46000 / max(float(length.max()), 1e-18), 32000 / max(most, 1e-18))
     scales = np.float32(scale8), np.float32(scale16)
-    kernels.pack(low, scales[0], high, scales[1], layout.W, layout.pitch, rows, columns, offset, error)
-    return rows, columns, offset, (float(scales[0]), float(scales[1])), high, low
+    kernels.pack(low, scales[0], high, scales[1], layout.top8, layout.wide, layout.W, layout.pitch, *out)
+    return (float(scales[0]), float(scales[1])), high, low
 
 
 def _bound(lost: np.ndarray, beyond: np.ndarray, C: int, layout: Layout) -> np.ndarray:
@@ -228,16 +276,17 @@ def _bound(lost: np.ndarray, beyond: np.ndarray, C: int, layout: Layout) -> np.n
     """
     if layout.basis is None:
         return lost + lost**2 / 2
-    t = CLIP / kernels.TOP8 / np.sqrt(12)
-    bound = (lost**2 / t + t * beyond**2 + lost**2) / 2
-    return bound if layout.sure else bound * LIKELY / np.sqrt(C)
+    t = CLIP / layout.top8 / np.sqrt(12)
+    likely = 1 if layout.sure else LIKELY / np.sqrt(C)
+    # nearly equal tokens are rounded alike: that lost_a lost_b is as large as it can be
+    return (lost**2 / t + t * beyond**2) / 2 * likely + lost**2 / 2
 
 
 def _neighbourhood(values: np.ndarray, H: int, W: int, h: int) -> np.ndarray:
-    """Sums of values [M] over (2h + 1)^2 neighbourhoods of the patch grid."""
-    padded = np.pad(values.reshape(H, W), h)
-    views = np.lib.stride_tricks.sliding_window_view(padded, (2 * h + 1, 2 * h + 1))
-    return np.asarray(views.sum(axis=(2, 3)).reshape(-1))
+    """Sums of values [M] over (2h + 1)^2 neighbourhoods of the patch grid; none of them is negative."""
+    sums = np.empty(len(values), np.float32)
+    kernels.box(values[:, None], H, W, h, np.empty((0, 0), np.float32), sums)
+    return sums
 
 
 def _first_of_equals(tokens: np.ndarray) -> np.ndarray:
@@ -253,23 +302,65 @@ def _first_of_equals(tokens: np.ndarray) -> np.ndarray:
     return first
 
 
-def choose(
-    image: Callable[[int], Tensor], plan: Plan, layout: Layout, precision: str
-) -> tuple[Layout, dict[int, Image]]:
-    """`layout` with the cheapest products that suit these tokens, found by trying them on one pair, and that pair.
+@dataclass(frozen=True)
+class Crew:
+    """Threads that take images or pairs, each with buffers of its own; inside of them torch uses one thread."""
 
-    No choice changes a distance where precision is "float32". Fewer bits leave more candidates to be compared in full:
-    M^2 / 16 such distances take as long as the bits save.
+    pool: ThreadPoolExecutor
+    free: SimpleQueue[tuple[Any, ...]]
+
+    @classmethod
+    @contextmanager
+    def of(cls, threads: int, layout: Layout, C: int) -> Iterator[Crew]:
+        free: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+        for _ in range(threads):
+            free.put(layout.scratch(C))
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield cls(pool, free)
+        finally:
+            torch.set_num_threads(threads)  # the threads' own setting is what threads to come would start with
+
+    def each(self, function: Callable[..., Any], items: Iterable[Any]) -> Iterator[Any]:
+        """function(item, buffers) of every item, in their order; all are under way when this returns."""
+
+        def one(item: Any) -> Any:
+            scratch = self.free.get()
+            try:
+                return function(item, scratch)
+            finally:
+                self.free.put(scratch)
+
+        return self.pool.map(one, items)
+
+    def prepare(self, image: Callable[[int], Tensor], layout: Layout, numbers: Iterable[int]) -> Iterator[Image]:
+        return self.each(lambda p, scratch: prepare(image(p), layout, scratch[-1]), numbers)
+
+    def compare(self, held: dict[int, Image], layout: Layout, pairs: Iterable[tuple[int, int]]) -> Iterator[Any]:
+        return self.each(lambda pair, scratch: compare(held[pair[0]], held[pair[1]], layout, scratch), pairs)
+
+
+def choose(
+    image: Callable[[int], Tensor], plan: Plan, layout: Layout, precision: str, first: list[tuple[int, int]], crew: Crew
+) -> tuple[Layout, dict[int, Image], dict[tuple[int, int], Any]]:
+    """`layout` with the cheapest products that suit these tokens, and what finding it prepared and compared.
+
+    Found by trying them on the first of the pairs `first`, while other threads prepare what comes next. No choice
+    changes a distance where precision is "float32". Fewer bits leave more candidates to be compared in full: M^2 / 16
+    such distances take as long as the bits save.
     """
-    pairs = plan.pairs()
     M, C = image(0).shape
-    if C > NARROW and layout.integer and pairs:
-        i, p = pairs[0]
+    if C > NARROW and layout.integer and first:
+        i, p = first[0]
+        ahead = sorted(set(sum(first, ())) - {i, p})[: 2 * (crew.free.qsize() - 1)]
         for way in ways(image, plan, layout, precision):
-            held = {q: prepare(image(q), way) for q in (i, p)}
-            if compare(held[i], held[p], way, way.scratch())[2] <= M * M // 16:
-                return way, held
-    return replace(layout, integer=False), {}
+            held = dict(zip((i, p), crew.prepare(image, way, (i, p)), strict=True))
+            trial, others = crew.compare(held, way, first[:1]), crew.prepare(image, way, ahead)
+            found = next(trial)
+            held |= zip(ahead, others, strict=True)
+            if found[2] <= M * M // 16:
+                return way, held, {(i, p): found}
+    return replace(layout, integer=False), {}, {}
 
 
 def ways(image: Callable[[int], Tensor], plan: Plan, layout: Layout, precision: str) -> list[Layout]:
@@ -284,7 +375,7 @@ def ways(image: Callable[[int], Tensor], plan: Plan, layout: Layout, precision: 
 
 def compare(a: Image, b: Image, layout: Layout, scratch: tuple[Any, ...]) -> tuple[Tensor, Tensor, int]:
     """Distances of every token of a to its nearest in b, and of b to a, per degree: [D, M] each; how many it took."""
-    ring, buffers, candidates = scratch
+    ring, buffers, candidates, _ = scratch
     best, _, (_, _, counts) = candidates
     D, M, _ = a.unit.shape
     H, W, h = layout.H, layout.W, layout.widest
@@ -292,12 +383,13 @@ def compare(a: Image, b: Image, layout: Layout, scratch: tuple[Any, ...]) -> tup
     best[:] = np.where(b.as_columns[1] > search.NOTHING, search.NOTHING, -search.NOTHING)
     counts[:] = 0
     ratio = np.float32(a.scales[1] * b.scales[1] / (a.scales[0] * b.scales[0]))
+    products = kernels.products_wide if layout.wide else kernels.products
     start = 0
     for y in range(0, H, kernels.ROWS):  # a stripe: six patch rows, W panels of six tokens
         known = min(H, y + kernels.ROWS)
         if layout.integer:
             first, last = y // kernels.ROWS * W, -(-known * W // kernels.ROWS)
-            kernels.products(a.rows, b.columns, b.offset, ratio, ring, first, last)
+            products(a.rows, b.columns, b.offset, ratio, ring, first, last)
         else:
             at = y * W % len(ring)
             torch.mm(a.rows[y * W : known * W], b.columns.T, out=torch.from_numpy(ring[at : at + (known - y) * W]))
@@ -329,31 +421,21 @@ def stage_distances(
 
     At most 2 `block` images are held. Threads (torch.get_num_threads()) take whole pairs, each with its own buffers.
     """
-    layout, held = choose(image, plan, Layout(*grid, tuple(degrees), has_integer_products()), precision)
-    block = block or 8
-    threads = torch.get_num_threads()
-    free: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
-    for _ in range(threads):
-        free.put(layout.scratch())
-    slot = plan.slot.tolist()
-
-    def one(pair: tuple[int, int]) -> None:
-        i, p = pair
-        scratch = free.get()
-        try:
-            forward, backward, _ = compare(held[i], held[p], layout, scratch)
-        finally:
-            free.put(scratch)
-        if slot[i][p] >= 0:
-            write(i, slot[i][p], forward)
-        if p < plan.N and slot[p][i] >= 0:
-            write(p, slot[p][i], backward)
-
-    with ThreadPoolExecutor(threads) as pool:
-        for group in plan.blocks(block):
+    layout = Layout(*grid, tuple(degrees), has_integer_products(), has_wide_products())
+    slot, groups = plan.slot.tolist(), plan.blocks(block or 8)
+    with Crew.of(torch.get_num_threads(), layout, image(0).shape[1]) as crew:
+        layout, held, known = choose(image, plan, layout, precision, groups[0] if groups else [], crew)
+        for group in groups:
             needed = set(sum(group, ()))
             held = {p: im for p, im in held.items() if p in needed}
             missing = sorted(needed - set(held))
-            held.update(zip(missing, pool.map(lambda p: prepare(image(p), layout), missing), strict=True))
-            for _ in pool.map(one, group):
+            held.update(zip(missing, crew.prepare(image, layout, missing), strict=True))
+            rest = [pair for pair in group if pair not in known]
+            done = chain(known.items(), zip(rest, crew.compare(held, layout, rest), strict=True))
+            for (i, p), (forward, backward, _) in done:
+                if slot[i][p] >= 0:
+                    write(i, slot[i][p], forward)
+                if p < plan.N and slot[p][i] >= 0:
+                    write(p, slot[p][i], backward)
                 advance(1)
+            known = {}

@@ -1,6 +1,7 @@
 """The CPU engine's preparation of an image, and products of two images' tokens in integers, compiled by numba.
 
-`products` is the one function that needs a particular processor (AVX2); it is compiled only where it is called.
+`products` and `products_wide` alone need a particular processor (AVX2, AVX-512 VNNI); like all others they are compiled
+only where they are called.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-ROWS, COLS = 6, 16  # of a register tile: 12 accumulators of 8 integers, in 16 vector registers
+ROWS = 6  # of a register tile
+COLS, COLS_WIDE = 16, 64  # of it: 12 of 16 registers of 8 integers hold its sums, 24 of 32 registers of 16
 SPAN = 16  # steps of four 8-bit products between two carries from 16-bit sums into 32-bit ones
 TOP8 = 90  # of an 8-bit integer: (90 + 90) * 90 * 2 is the most that VPMADDUBSW adds without saturation
+TOP8_WIDE = 127  # VPDPBUSD adds in 32 bits
 LANE = 181.0  # of the length of what one 16-bit sum holds of a token: 181^2 < 2^15
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _I8x32, _I16x16, _I32x8 = ir.VectorType(_I8, 32), ir.VectorType(_I16, 16), ir.VectorType(_I32, 8)
-_F32x8 = ir.VectorType(ir.FloatType(), 8)
+_I32x16, _F32x8 = ir.VectorType(_I32, 16), ir.VectorType(ir.FloatType(), 8)
 
 
 def _load(builder, address, offset, kind, align=4):
@@ -36,6 +39,10 @@ def _same(builder, scalar, vector):
     """A vector of equal elements."""
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _I32(0))
     return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count))
+
+
+def _larger(builder, a, b):
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
 class _Loop:
@@ -73,67 +80,114 @@ class _Loop:
         return out
 
 
-def _multiply_add(builder, product, a_at, b_at, sums, kind):
-    """sums + products of six broadcast words of a with sixteen of b."""
-    columns = [_load(builder, b_at, 32 * half, kind) for half in (0, 1)]
+class _Avx2:
+    """Sums of six rows and 16 columns: two registers of 8 per row; 8-bit products add up in 16 bits for a span."""
+
+    vectors, lanes = 2, 8
+
+    def __init__(self, builder):
+        self.builder = builder
+        declare = builder.module.declare_intrinsic
+        self.madd = declare("llvm.x86.avx2.pmadd.wd", (), ir.FunctionType(_I32x8, [_I16x16, _I16x16]))
+        self.madd8 = declare("llvm.x86.avx2.pmadd.ub.sw", (), ir.FunctionType(_I16x16, [_I8x32, _I8x32]))
+
+    def start(self, total, offset):
+        return self.builder.bitcast(offset, _I16x16)
+
+    def step8(self, total, a, b):
+        a, b = (self.builder.bitcast(x, _I8x32) for x in (a, b))
+        return self.builder.add(total, self.builder.call(self.madd8, [a, b]))
+
+    def carry(self, total, sums):
+        ones = ir.Constant(_I16x16, [1] * 16)
+        return self.builder.add(total, self.builder.call(self.madd, [sums, ones]))
+
+    def step16(self, total, a, b):
+        a, b = (self.builder.bitcast(x, _I16x16) for x in (a, b))
+        return self.builder.add(total, self.builder.call(self.madd, [a, b]))
+
+
+class _Avx512:
+    """Sums of six rows and 64 columns: four registers of 16 per row; all products add up in 32 bits (VNNI)."""
+
+    vectors, lanes = 4, 16
+
+    def __init__(self, builder):
+        self.builder = builder
+        declare, kind = builder.module.declare_intrinsic, ir.FunctionType(_I32x16, [_I32x16] * 3)
+        self.dot8 = declare("llvm.x86.avx512.vpdpbusd.512", (), kind)
+        self.dot16 = declare("llvm.x86.avx512.vpdpwssd.512", (), kind)
+
+    def start(self, total, offset):
+        return self.builder.add(total, offset)
+
+    def step8(self, total, a, b):
+        return self.builder.call(self.dot8, [total, a, b])
+
+    def carry(self, total, sums):
+        return sums
+
+    def step16(self, total, a, b):
+        return self.builder.call(self.dot16, [total, a, b])
+
+
+def _each_product(builder, step, a_at, b_at, sums, kind):
+    """step(sum, six broadcast words of a, words of b) for every one of the sums."""
+    vectors = len(sums) // ROWS
+    columns = [_load(builder, b_at, 4 * kind.count * v, kind) for v in range(vectors)]
     new = []
     for row in range(ROWS):
-        word = builder.bitcast(_same(builder, _load(builder, a_at, 4 * row, _I32), _I32x8), kind)
-        for half in (0, 1):
-            new.append(builder.add(sums[2 * row + half], builder.call(product, [word, columns[half]])))
+        word = _same(builder, _load(builder, a_at, 4 * row, _I32), kind)
+        new += [step(sums[vectors * row + v], word, columns[v]) for v in range(vectors)]
     return new
 
 
-@intrinsic
-def _tile(typingctx, a, b, offset, out, stride, spans, steps, ratio):
-    """out[6, 16] = ratio * (sum of 8-bit products) + (sum of 16-bit products), as float32.
+def _tile(unit):
+    """out[6, cols] = ratio * (sum of 8-bit products) + (sum of 16-bit products), as float32, by `unit`'s instructions.
 
-    a: address of [SPAN * spans, 6, 4] uint8 (values + TOP8), then [steps, 6, 2] int16; b: of [SPAN * spans, 16, 4]
-    int8, then [steps, 16, 2] int16; offset: of [spans, 16, 2] int16, where each span's 16-bit sums start, so that they
-    end without TOP8's part (they wrap around, and end in range); out: of float32 rows that lie `stride` bytes apart.
+    a: address of [SPAN * spans, 6, 4] uint8 (values + top), then [steps, 6, 2] int16; b: of [SPAN * spans, cols, 4]
+    int8, then [steps, cols, 2] int16; offset: of [spans, cols] int32, where each span's sums start, so that they end
+    without top's part; out: of float32 rows that lie `stride` bytes apart.
     """
-    signature = types.void(*[types.intp] * 7, types.float32)
+
+    def tile(typingctx, a, b, offset, out, stride, spans, steps, ratio):
+        return types.void(*[types.intp] * 7, types.float32), codegen
 
     def codegen(context, builder, signature, args):
         a, b, offset, out, stride, spans, steps, ratio = args
-        declare = builder.module.declare_intrinsic
-        madd = declare("llvm.x86.avx2.pmadd.wd", (), ir.FunctionType(_I32x8, [_I16x16, _I16x16]))
-        madd8 = declare("llvm.x86.avx2.pmadd.ub.sw", (), ir.FunctionType(_I16x16, [_I8x32, _I8x32]))
-        zero, ones = ir.Constant(_I32x8, [0] * 8), ir.Constant(_I16x16, [1] * 16)
-        outer = _Loop(builder, spans, [zero] * 12, "spans")
-        first = builder.add(offset, builder.mul(outer.at, _I64(64)))
-        start = [_load(builder, first, 32 * half, _I16x16) for _ in range(ROWS) for half in (0, 1)]
-        a_span = builder.add(a, builder.mul(outer.at, _I64(SPAN * 24)))
-        b_span = builder.add(b, builder.mul(outer.at, _I64(SPAN * 64)))
-        inner = _Loop(builder, _I64(SPAN), start, "steps8")
-        a_at = builder.add(a_span, builder.mul(inner.at, _I64(24)))
-        b_at = builder.add(b_span, builder.mul(inner.at, _I64(64)))
-        sums = inner.end(_multiply_add(builder, madd8, a_at, b_at, inner.values, _I8x32))
-        low = outer.end(
-            [builder.add(t, builder.call(madd, [s, ones])) for t, s in zip(outer.values, sums, strict=True)]
-        )
-        factor = _same(builder, ratio, _F32x8)
-        low = [builder.fmul(builder.sitofp(value, _F32x8), factor) for value in low]
-        for row in range(ROWS):  # parked there while the registers hold the other sums
-            row_at = builder.add(out, builder.mul(stride, _I64(row)))
-            for half in (0, 1):
-                _store(builder, low[2 * row + half], row_at, 32 * half)
-        a_high = builder.add(a, builder.mul(spans, _I64(SPAN * 24)))
-        b_high = builder.add(b, builder.mul(spans, _I64(SPAN * 64)))
-        loop = _Loop(builder, steps, [zero] * 12, "steps16")
-        a_at = builder.add(a_high, builder.mul(loop.at, _I64(24)))
-        b_at = builder.add(b_high, builder.mul(loop.at, _I64(64)))
-        high = loop.end(_multiply_add(builder, madd, a_at, b_at, loop.values, _I16x16))
-        for row in range(ROWS):
-            row_at = builder.add(out, builder.mul(stride, _I64(row)))
-            for half in (0, 1):
-                whole = builder.fadd(
-                    _load(builder, row_at, 32 * half, _F32x8), builder.sitofp(high[2 * row + half], _F32x8)
-                )
-                _store(builder, whole, row_at, 32 * half)
+        do, vectors, step = unit(builder), unit.vectors, 4 * unit.lanes * unit.vectors
+        whole, real = ir.VectorType(_I32, unit.lanes), ir.VectorType(ir.FloatType(), unit.lanes)
+        places = [(row, 4 * unit.lanes * v) for row in range(ROWS) for v in range(vectors)]
+        zeros = [ir.Constant(whole, [0] * unit.lanes)] * len(places)
+        outer = _Loop(builder, spans, zeros, "spans")
+        offset_at = builder.add(offset, builder.mul(outer.at, _I64(step)))
+        starts = [_load(builder, offset_at, at, whole) for _, at in places[:vectors]] * ROWS
+        a_span = builder.add(a, builder.mul(outer.at, _I64(SPAN * 4 * ROWS)))
+        b_span = builder.add(b, builder.mul(outer.at, _I64(SPAN * step)))
+        inner = _Loop(builder, _I64(SPAN), list(map(do.start, outer.values, starts)), "steps8")
+        a_at = builder.add(a_span, builder.mul(inner.at, _I64(4 * ROWS)))
+        b_at = builder.add(b_span, builder.mul(inner.at, _I64(step)))
+        sums = inner.end(_each_product(builder, do.step8, a_at, b_at, inner.values, whole))
+        low = outer.end(list(map(do.carry, outer.values, sums)))
+        factor = _same(builder, ratio, real)
+        row_at = [builder.add(out, builder.mul(stride, _I64(row))) for row in range(ROWS)]
+        for (row, at), value in zip(places, low, strict=True):  # parked there while the registers hold the other sums
+            _store(builder, builder.fmul(builder.sitofp(value, real), factor), row_at[row], at)
+        a_high = builder.add(a, builder.mul(spans, _I64(SPAN * 4 * ROWS)))
+        b_high = builder.add(b, builder.mul(spans, _I64(SPAN * step)))
+        loop = _Loop(builder, steps, zeros, "steps16")
+        a_at = builder.add(a_high, builder.mul(loop.at, _I64(4 * ROWS)))
+        b_at = builder.add(b_high, builder.mul(loop.at, _I64(step)))
+        high = loop.end(_each_product(builder, do.step16, a_at, b_at, loop.values, whole))
+        for (row, at), value in zip(places, high, strict=True):
+            parked = _load(builder, row_at[row], at, real)
+            _store(builder, builder.fadd(parked, builder.sitofp(value, real)), row_at[row], at)
         return context.get_dummy_value()
 
-    return signature, codegen
+    return intrinsic(tile)
+
+
+_tile_avx2, _tile_avx512 = _tile(_Avx2), _tile(_Avx512)
 
 
 @njit(nogil=True, cache=True)
@@ -143,23 +197,33 @@ def products(a, b, offset, ratio, ring, first, last):
     a: [panels, steps, 6] int32, of which SPAN * spans steps are four 8-bit integers and the others two 16-bit ones; b:
     [panels, steps, 16]; offset: [panels of b, spans, 16] int32; ring: [rows, n] float32.
     """
-    spans = offset.shape[1]
+    spans, stride = offset.shape[1], ring.strides[0]
     steps = a.shape[1] - SPAN * spans
-    rows = ring.shape[0]
-    stride = ring.strides[0]
     for q in range(b.shape[0]):
         b_at, offset_at = b.ctypes.data + q * b.strides[0], offset.ctypes.data + q * offset.strides[0]
         for p in range(first, last):
-            out = ring.ctypes.data + ((p * ROWS) % rows) * stride + q * COLS * 4
+            out = ring.ctypes.data + ((p * ROWS) % ring.shape[0]) * stride + q * b.strides[1]
             # numba supplies the typing context, which mypy takes for the first argument
-            _tile(a.ctypes.data + p * a.strides[0], b_at, offset_at, out, stride, spans, steps, ratio)  # type: ignore[call-arg]
+            _tile_avx2(a.ctypes.data + p * a.strides[0], b_at, offset_at, out, stride, spans, steps, ratio)
+
+
+@njit(nogil=True, cache=True)
+def products_wide(a, b, offset, ratio, ring, first, last):
+    """As `products`, where the processor has AVX-512 VNNI; b: [panels, steps, 64], offset: [panels, spans, 64]."""
+    spans, stride = offset.shape[1], ring.strides[0]
+    steps = a.shape[1] - SPAN * spans
+    for q in range(b.shape[0]):
+        b_at, offset_at = b.ctypes.data + q * b.strides[0], offset.ctypes.data + q * offset.strides[0]
+        for p in range(first, last):
+            out = ring.ctypes.data + ((p * ROWS) % ring.shape[0]) * stride + q * b.strides[1]
+            _tile_avx512(a.ctypes.data + p * a.strides[0], b_at, offset_at, out, stride, spans, steps, ratio)
 
 
 @intrinsic
 def _judge(typingctx, chunks, sums, scale, margin, best, factor, own, values, marks, tops):
     """values = sums * factor * scale; marks: a bit where values + own >= best; tops: 8 of the largest values + margin.
 
-    Per chunk of 64: addresses of float32, and of 8 bytes of marks and 8 float32 of tops.
+    Per chunk of 64: addresses of float32, and of 8 bytes of marks and 8 float32 of tops; then 8 of the largest tops.
     """
     signature = types.void(*[types.intp] * 5, types.float32, types.float32, *[types.intp] * 3)
 
@@ -167,7 +231,8 @@ def _judge(typingctx, chunks, sums, scale, margin, best, factor, own, values, ma
         chunks, sums, scale, margin, best, factor, own, values, marks, tops = args
         bits = builder.module.declare_intrinsic("llvm.x86.avx.movmsk.ps.256", (), ir.FunctionType(_I32, [_F32x8]))
         factor, own = _same(builder, factor, _F32x8), _same(builder, own, _F32x8)
-        loop = _Loop(builder, chunks, [], "chunks")
+        lowest = ir.Constant(_F32x8, [-8.0] * 8)
+        loop = _Loop(builder, chunks, [lowest], "chunks")
         at = builder.mul(loop.at, _I64(256))
         top = None
         for k in range(0, 256, 32):
@@ -175,13 +240,14 @@ def _judge(typingctx, chunks, sums, scale, margin, best, factor, own, values, ma
             value = builder.fmul(builder.fmul(here[0], factor), here[1])
             _store(builder, value, builder.add(values, at), k)
             upper = builder.fadd(value, here[2])
-            top = upper if top is None else builder.select(builder.fcmp_ordered(">", top, upper), top, upper)
+            top = upper if top is None else _larger(builder, top, upper)
             hit = builder.fcmp_ordered(">=", builder.fadd(value, own), here[3])
             mask = builder.call(bits, [builder.bitcast(builder.sext(hit, _I32x8), _F32x8)])
             place = builder.add(builder.add(marks, builder.mul(loop.at, _I64(8))), _I64(k // 32))
             builder.store(builder.trunc(mask, _I8), builder.inttoptr(place, _I8.as_pointer()))
         _store(builder, top, builder.add(tops, builder.mul(loop.at, _I64(32))), 0)
-        loop.end([])
+        highest = loop.end([_larger(builder, top, loop.values[0])])[0]
+        _store(builder, highest, builder.add(tops, builder.mul(chunks, _I64(32))), 0)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -191,7 +257,7 @@ def _judge(typingctx, chunks, sums, scale, margin, best, factor, own, values, ma
 def judge(sums, scale, margin, best, factor, own, values, marks, tops):
     """One row's cosines, the columns that it may be the nearest of, and the largest upper bounds; see `_judge`.
 
-    sums, scale, margin, best, values: [n] float32, n a multiple of 64; marks: [n / 64] int64; tops: [n / 8].
+    sums, scale, margin, best, values: [n] float32, n a multiple of 64; marks: [n / 64] int64; tops: [n / 8 + 8].
     """
     _judge(  # type: ignore[call-arg]
         marks.shape[0], sums.ctypes.data, scale.ctypes.data, margin.ctypes.data, best.ctypes.data,
@@ -199,14 +265,39 @@ def judge(sums, scale, margin, best, factor, own, values, marks, tops):
     )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-def largest(sums, scale, factor, best):
-    """Raises every column's largest cosine `best` by one row's, sums * factor * scale; returns the row's largest."""
-    top = np.float32(-8)
-    for i in range(sums.shape[0]):
-        value = sums[i] * factor * scale[i]
-        best[i] = max(best[i], value)
-        top = max(top, value)
+@intrinsic
+def _largest(typingctx, chunks, sums, scale, best, factor, tops):
+    """best = the larger of itself and sums * factor * scale; tops: 32 of the largest of those, at distances of 32."""
+
+    def codegen(context, builder, signature, args):
+        chunks, sums, scale, best, factor, tops = args
+        factor = _same(builder, factor, _F32x8)
+        loop = _Loop(builder, chunks, [ir.Constant(_F32x8, [-8.0] * 8)] * 4, "chunks")
+        at, highest = builder.mul(loop.at, _I64(256)), list(loop.values)
+        for k in range(8):
+            here = [_load(builder, builder.add(array, at), 32 * k, _F32x8) for array in (sums, scale, best)]
+            value = builder.fmul(builder.fmul(here[0], factor), here[1])
+            _store(builder, _larger(builder, value, here[2]), builder.add(best, at), 32 * k)
+            highest[k % 4] = _larger(builder, value, highest[k % 4])
+        for k, top in enumerate(loop.end(highest)):
+            _store(builder, top, tops, 32 * k)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4, types.float32, types.intp), codegen
+
+
+@njit(nogil=True, cache=True)
+def largest(sums, scale, factor, best, tops):
+    """Raises every column's largest cosine `best` by one row's, sums * factor * scale; returns the row's largest.
+
+    sums, scale, best: [n] float32, n a multiple of 64; tops: at least [32], scratch.
+    """
+    _largest(  # type: ignore[call-arg]
+        sums.shape[0] // 64, sums.ctypes.data, scale.ctypes.data, best.ctypes.data, factor, tops.ctypes.data
+    )
+    top = tops[0]
+    for i in range(1, 32):
+        top = max(top, tops[i])
     return top
 
 
@@ -261,45 +352,57 @@ def _squares(row):
     return total
 
 
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _scale(row, factor):
+    for c in range(row.shape[0]):
+        row[c] *= factor
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def center(tokens, out):
+    """out = tokens minus the mean of all their elements."""
+    total = 0.0
+    for m in range(tokens.shape[0]):
+        row = tokens[m]
+        for c in range(row.shape[0]):
+            total += np.float64(row[c])
+    mean = np.float32(total / tokens.size)
+    for m in range(tokens.shape[0]):
+        row, into = tokens[m], out[m]
+        for c in range(row.shape[0]):
+            into[c] = row[c] - mean
+
+
 @njit(nogil=True, cache=True)
 def box(tokens, H, W, h, out, length):
-    """out[y, x] = sum of tokens over the (2h + 1)^2 neighbourhood, zeros beyond the border; and the sums' lengths.
+    """Sums of tokens over (2h + 1)^2 neighbourhoods, zeros beyond the border: the sums' lengths, and in unit length.
 
-    tokens: [M, C]; out: [M, C], or [1, C] where only the lengths [M] are wanted.
+    tokens: [M, C]; out: [M, C], or empty where only the lengths [M] are wanted.
     """
-    kept = out.shape[0] == tokens.shape[0]
     line = np.empty((W, tokens.shape[1]), np.float32)
+    one = np.empty((1, tokens.shape[1]), np.float32)
     for y in range(H):
         top, bottom = max(0, y - h), min(H, y + h + 1)
-        for x in range(W):
+        for x in range(W * (h > 0)):
             add_rows(tokens, top * W + x, W, bottom - top, line[x])
         for x in range(W):
             left, right = max(0, x - h), min(W, x + h + 1)
-            sums = out[y * W + x if kept else 0]
-            add_rows(line, left, 1, right - left, sums)
-            length[y * W + x] = np.sqrt(_squares(sums))
+            sums = out[y * W + x] if len(out) else one[0]
+            if h:
+                add_rows(line, left, 1, right - left, sums)
+            else:
+                sums[:] = tokens[y * W + x]
+            size = np.sqrt(_squares(sums))
+            length[y * W + x] = size
+            if len(out):
+                _scale(sums, 1 / max(size, np.float32(1e-20)))
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-def scale_rows(rows, factor):
-    """Multiplies row m by factor[m]."""
-    for m in range(rows.shape[0]):
-        for c in range(rows.shape[1]):
-            rows[m, c] *= factor[m]
-
-
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(nogil=True, cache=True)
 def lengths(rows, out):
-    """out[m] = length of the row; returns the largest magnitude of an element."""
-    most = np.float32(0)
+    """out[m] = length of the row."""
     for m in range(rows.shape[0]):
-        row = rows[m]
-        total = np.float32(0)
-        for c in range(row.shape[0]):
-            total += row[c] * row[c]
-            most = max(most, abs(row[c]))
-        out[m] = np.sqrt(total)
-    return most
+        out[m] = np.sqrt(_squares(rows[m]))
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
@@ -308,22 +411,25 @@ def longest_lane(rows):
     span, most = 4 * SPAN, np.float32(0)
     for m in range(rows.shape[0]):
         for start in range(0, rows.shape[1], span):
+            part = rows[m, start : start + span]
             first, second = np.float32(0), np.float32(0)
-            for c in range(start, start + span, 4):
-                first += rows[m, c] * rows[m, c] + rows[m, c + 1] * rows[m, c + 1]
-                second += rows[m, c + 2] * rows[m, c + 2] + rows[m, c + 3] * rows[m, c + 3]
+            for c in range(0, span, 4):
+                first += part[c] * part[c] + part[c + 1] * part[c + 1]
+                second += part[c + 2] * part[c + 2] + part[c + 3] * part[c + 3]
             most = max(most, first, second)
     return np.sqrt(most)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
-def round8(row, scale, small):
-    """small = row times scale as integers of at most TOP8; what that leaves out stays in `row`."""
+def round8(row, scale, top, small, raised):
+    """small = row times scale as integers of at most top, which is added in `raised`; what is left out stays in row."""
+    most, back = np.float32(top), np.float32(1) / scale
     for c in range(row.shape[0]):
         value = row[c] * scale
-        whole = np.rint(min(max(value, np.float32(-TOP8)), np.float32(TOP8)))
+        whole = np.rint(min(max(value, -most), most))
         small[c] = np.int8(whole)
-        row[c] = (value - whole) / scale
+        raised[c] = np.uint8(whole + most)
+        row[c] = (value - whole) * back
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
@@ -339,29 +445,28 @@ def round16(row, scale, wide):
 
 
 @njit(nogil=True, cache=True)
-def pack(low, scale8, high, scale16, W, pitch, a, b, offset, error):
+def pack(low, scale8, high, scale16, top, wide, W, pitch, a, b, offset, error):
     """Tokens rounded to integers and laid out for `products`: low [M, C] to 8 bits, high [M, K] to 16 bits.
 
-    a: [P, steps, 6] int32, b: [Q, steps, 16], offset: [Q, spans, 16]. What rounding leaves out of `low` stays in it;
-    `error`: [M], receives the length of what it leaves out of `high`. As rows (a) tokens follow each other; as columns
-    (b) a patch row takes `pitch` >= W places, the rest staying zero, so that a shift of the flat index never runs from
-    one patch row into the next.
+    a: [P, steps, 6] int32, b: [Q, steps, 16 or 64], offset: [Q, spans, 16 or 64]. What rounding leaves out of `low`
+    stays in it; `error`: [M], receives the length of what it leaves out of `high`. As rows (a) tokens follow each
+    other; as columns (b) a patch row takes `pitch` >= W places, the rest staying zero, so that a shift of the flat
+    index never runs from one patch row into the next.
     """
     M, C = low.shape
     K = high.shape[1]
     steps8 = C // 4
-    small, wide = np.zeros(C, np.int8), np.zeros(2 * (a.shape[1] - steps8), np.int16)
+    small, shorts = np.zeros(C, np.int8), np.zeros(2 * (a.shape[1] - steps8), np.int16)
     raised = np.zeros(C, np.uint8)
-    fours, raised_fours, pairs = small.view(np.int32), raised.view(np.int32), wide.view(np.int32)
+    fours, raised_fours, pairs = small.view(np.int32), raised.view(np.int32), shorts.view(np.int32)
     for m in range(M):
         if C:
-            round8(low[m], scale8, small)
-            for c in range(C):
-                raised[c] = np.uint8(small[c] + TOP8)
+            round8(low[m], scale8, top, small, raised)
         if K:
-            error[m] = np.sqrt(round16(high[m], scale16, wide[:K]))
+            error[m] = np.sqrt(round16(high[m], scale16, shorts[:K]))
         n = m // W * pitch + m % W
-        into_a, into_b = a[m // ROWS, :, m % ROWS], b[n // COLS, :, n % COLS]
+        cols = b.shape[2]
+        into_a, into_b = a[m // ROWS, :, m % ROWS], b[n // cols, :, n % cols]
         for k in range(steps8):
             into_a[k] = raised_fours[k]
             into_b[k] = fours[k]
@@ -373,7 +478,8 @@ def pack(low, scale8, high, scale16, W, pitch, a, b, offset, error):
             for c in range(4 * SPAN * s, 4 * SPAN * (s + 1), 4):
                 first += np.int64(small[c]) + small[c + 1]
                 second += np.int64(small[c + 2]) + small[c + 3]
-            offset[n // COLS, s, n % COLS] = _two(-TOP8 * first, -TOP8 * second)
+            into = offset[n // cols, s]
+            into[n % cols] = -top * (first + second) if wide else _two(-top * first, -top * second)
 
 
 @njit(nogil=True, cache=True)

@@ -34,6 +34,8 @@ class Plan:
 
     def blocks(self, size: int) -> list[list[tuple[int, int]]]:
         """The pairs, grouped so that those of one group touch at most 2 `size` images."""
+        if 2 * size >= self.P:
+            return [self.pairs()]
         groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for i, p in self.pairs():
             groups.setdefault((i // size, p // size), []).append((i, p))

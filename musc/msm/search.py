@@ -98,9 +98,11 @@ def _top(tops):
 def _candidates(values, margin, own, tops, found, upper):
     """Columns that may hold the row's largest cosine, given the margins of error; their number (KEPT + 1: too many).
 
-    tops: the largest of values + margin over eight columns that lie eight apart, as `judge` leaves them.
+    tops: the largest of values + margin over eight columns that lie eight apart, then eight of the largest of those,
+    as `judge` leaves them.
     """
-    top = _top(tops)
+    tops, last = tops[:-8], tops[-8:]
+    top = _top(last)
     floor = NOTHING  # the largest cosine is at least this
     for j in range(tops.shape[0]):
         if tops[j] == top:
@@ -213,7 +215,7 @@ def rows(ring, start, stop, grid, halves, a, b, place, buffers, candidates, roug
                 else:
                     line = ring[m % ring.shape[0]]
                 if rough:
-                    cosines[d, m] = largest(line, scale_b[d], scale_a[d, m], best[d])
+                    cosines[d, m] = largest(line, scale_b[d], scale_a[d, m], best[d], values)
                     continue
                 own = margin_a[d, m]
                 judge(line, scale_b[d], margin_b[d], best[d], scale_a[d, m], own, values, marks, tops)
