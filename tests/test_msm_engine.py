@@ -16,7 +16,7 @@ from test_msm import GRID, engine, tokens, use_products  # noqa: F401
 from benchmarks import __main__ as benchmarks
 from benchmarks import msm as bench
 from musc import msm
-from musc.msm import cpu, kernels
+from musc.msm import cpu, gram
 from musc.msm.pairs import plan_pool
 
 
@@ -72,15 +72,15 @@ def test_margins_bound_what_rounding_does(huge, kind, monkeypatch):
     x = tokens(2, (7, 9), C=200, smooth=not huge)
     x[:, :, 3] += 50 * huge
     layout = cpu.Layout(7, 9, (1, 3, 5), True, cpu.has_wide_products())
-    products = kernels.products_wide if layout.wide else kernels.products
+    products = gram.products_wide if layout.wide else gram.products
     for way in cpu.ways(lambda p: x[p], plan_pool(2), layout, "float32"):
         a, b = (cpu.prepare(image, way) for image in x)
         ring = np.zeros((66, way.n), np.float32)
         ratio = np.float32(a.scales[1] * b.scales[1] / (a.scales[0] * b.scales[0]))
         products(a.rows, b.columns, b.offset, ratio, ring, 0, len(a.rows))
-        gram = ring[:63, way.place >= 0].astype(np.float64).reshape(7, 9, 7, 9)
+        between = ring[:63, way.place >= 0].astype(np.float64).reshape(7, 9, 7, 9)
         for d, r in enumerate((1, 3, 5)):
-            padded = np.pad(gram, r // 2)
+            padded = np.pad(between, r // 2)
             sums = np.lib.stride_tricks.sliding_window_view(padded, (r, r, r, r)).sum(axis=(4, 5, 6, 7)).reshape(63, 63)
             valid = way.place >= 0
             cosines = a.as_rows[0][d][:, None] * sums * b.as_columns[0][d][valid]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musc.msm import kernels, search
+from musc.msm import gram, kernels, search
 from musc.msm.pairs import Plan
 
 ROUNDING = 2.0**-24  # relative, of one float32 operation
@@ -81,11 +81,11 @@ class Layout:
 
     @property
     def cols(self) -> int:
-        return kernels.COLS_WIDE if self.wide else kernels.COLS
+        return gram.COLS_WIDE if self.wide else gram.COLS
 
     @property
     def top8(self) -> int:
-        return kernels.TOP8_WIDE if self.wide else kernels.TOP8
+        return gram.TOP8_WIDE if self.wide else gram.TOP8
 
     @cached_property
     def n(self) -> int:
@@ -98,28 +98,28 @@ class Layout:
         return np.where((x < self.W) & (y < self.H), y * self.W + x, -1)
 
     def operands(self, C: int) -> list[tuple[tuple[int, ...], type]]:
-        """Shapes and types of an image's rows, columns and offset as `kernels.products` takes them."""
+        """Shapes and types of an image's rows, columns and offset as `gram.products` takes them."""
         steps, spans = 0, 0
         if self.basis is not None:
-            spans = -(-C // (4 * kernels.SPAN))
-            steps, C = spans * kernels.SPAN, self.basis.shape[1]
+            spans = -(-C // (4 * gram.SPAN))
+            steps, C = spans * gram.SPAN, self.basis.shape[1]
         steps += (C + 1) // 2
         M, panels = self.H * self.W * self.integer, -(-self.H * self.pitch // self.cols) * self.integer
-        shapes = (-(-M // kernels.ROWS), steps, kernels.ROWS), (panels, steps, self.cols), (panels, spans, self.cols)
+        shapes = (-(-M // gram.ROWS), steps, gram.ROWS), (panels, steps, self.cols), (panels, spans, self.cols)
         return [(shape, np.int32) for shape in shapes]
 
     def workspace(self, C: int) -> tuple[np.ndarray, ...]:
         """For an image in preparation: raw tokens, the part of them outside of the basis, and that inside of it."""
-        shapes = (M := self.H * self.W, C), (M, C + -C % (4 * kernels.SPAN)), (M, DIRECTIONS)
+        shapes = (M := self.H * self.W, C), (M, C + -C % (4 * gram.SPAN)), (M, DIRECTIONS)
         return tuple(arrays(*[(shape, np.float32) for shape in shapes]))
 
     def scratch(self, C: int) -> tuple[Any, ...]:
         """One thread's buffers: Gram rows in use, what `search.rows` needs, every column's candidates; a workspace."""
         D, n, widest = len(self.degrees), self.n, self.widest
-        stripes = 1 + -(-2 * widest // kernels.ROWS)  # of six patch rows
+        stripes = 1 + -(-2 * widest // gram.ROWS)  # of six patch rows
         guarded = n + 2 * widest * (self.pitch + 1)
         real = [
-            (stripes * kernels.ROWS * self.W, n),
+            (stripes * gram.ROWS * self.W, n),
             (D, 2 * widest + 1, n),
             (guarded,),
             (guarded,),
@@ -240,7 +240,7 @@ def prepare(tokens: Tensor, layout: Layout, workspace: tuple[np.ndarray, ...] | 
 def _integers(
     workspace: tuple[np.ndarray, ...], length: np.ndarray, layout: Layout, *out: np.ndarray
 ) -> tuple[tuple[float, float], np.ndarray, np.ndarray]:
-    """A workspace's raw tokens as panels for `kernels.products`, and the scales of the 8-bit and the 16-bit integers.
+    """A workspace's raw tokens as panels for `gram.products`, and the scales of the 8-bit and the 16-bit integers.
 
     out: rows, columns, offset, error, which receives the length of what 16 bits leave out of every token. Last come the
     tokens' coordinates in the basis, and what 8 bits leave out of the rest.
@@ -259,7 +259,7 @@ def _integers(
         kernels.lengths(low, left)
         scale8 = layout.top8 / max(CLIP * np.sqrt(np.square(left).sum() / raw.size), 1e-18)
         if not layout.wide:
-            scale8 = min(scale8, kernels.LANE / max(float(kernels.longest_lane(low)), 1e-18))
+            scale8 = min(scale8, gram.LANE / max(float(kernels.longest_lane(low)), 1e-18))
     most = float(max(high.max(), -high.min()))
     # sums below 2^31, elements below 2^15
     scale16 = min(46000 / max(float(length.max()), 1e-18), 32000 / max(most, 1e-18))
@@ -383,12 +383,12 @@ def compare(a: Image, b: Image, layout: Layout, scratch: tuple[Any, ...]) -> tup
     best[:] = np.where(b.as_columns[1] > search.NOTHING, search.NOTHING, -search.NOTHING)
     counts[:] = 0
     ratio = np.float32(a.scales[1] * b.scales[1] / (a.scales[0] * b.scales[0]))
-    products = kernels.products_wide if layout.wide else kernels.products
+    products = gram.products_wide if layout.wide else gram.products
     start = 0
-    for y in range(0, H, kernels.ROWS):  # a stripe: six patch rows, W panels of six tokens
-        known = min(H, y + kernels.ROWS)
+    for y in range(0, H, gram.ROWS):  # a stripe: six patch rows, W panels of six tokens
+        known = min(H, y + gram.ROWS)
         if layout.integer:
-            first, last = y // kernels.ROWS * W, -(-known * W // kernels.ROWS)
+            first, last = y // gram.ROWS * W, -(-known * W // gram.ROWS)
             products(a.rows, b.columns, b.offset, ratio, ring, first, last)
         else:
             at = y * W % len(ring)
