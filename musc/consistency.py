@@ -7,9 +7,9 @@ that its images agree, patch by patch, on who belongs to them, and that without 
 Frequency alone cannot tell which side of a gap is the defect: the smaller one is taken to be. A defect in more than
 half of the images is normal by this measure, and no method without labels or references can know better.
 
-Measured on the synthetic data set (embedded backbone, 112 px, 20 images, degrees 1 and 3, seeds 0 to 3): of 31 normal
-sets 2 were warned of, both capsules; of 22 sets in which 40 % had the same defect 9 groups were found and are right,
-1 is wrong. What is not found is left as the plain method scores it.
+Measured on the synthetic data set (embedded backbone after 3200 steps of its training, 112 px, 20 images, degrees 1
+and 3, seeds 0 to 3): of 31 normal sets 2 were warned of, both capsules; of 22 sets in which 40 % had the same defect 9
+groups were found and are right, 1 is wrong. What is not found is left as the plain method scores it.
 """
 
 from __future__ import annotations
