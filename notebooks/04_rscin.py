@@ -41,7 +41,7 @@
 # %% tags=["parameters"]
 profile = "demo"  # "demo": the synthetic data set; "paper": a data set on disk
 data_root = None  # folder of MVTec AD, VisA or BTAD, for the profile "paper"
-category = "weave"
+category = "screw"
 limit = 20  # images; None: all
 backbone = "procedural"
 clip_tokens = None  # file of the authors' class tokens, if you have it
