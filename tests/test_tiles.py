@@ -62,7 +62,7 @@ def test_tiles_that_disagree_meet_without_a_seam():
 
 
 def large(number, dot=False, side=640):
-    """A large mottled plate, another pattern in every image; with `dot`, 8 pixels of it are dark."""
+    """A large mottled plate, another pattern in every image; with `dot`, 6 pixels of it are dark."""
     rng = np.random.default_rng(number)
     mottle = Image.fromarray(rng.normal(0, 14, (60, 60)).astype(np.float32)).resize(
         (side, side), Image.Resampling.BICUBIC
@@ -70,7 +70,7 @@ def large(number, dot=False, side=640):
     pixels = 170 + np.asarray(mottle)[..., None] + rng.normal(0, 3, (side, side, 3))
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     if dot:
-        ImageDraw.Draw(image).ellipse([430, 250, 438, 258], fill=(40, 30, 30))
+        ImageDraw.Draw(image).ellipse([431, 251, 437, 257], fill=(40, 30, 30))
     return image
 
 
@@ -139,14 +139,14 @@ def test_references_are_tiled_too(plates, tiny_config):
 
 
 def test_finds_a_small_defect_that_the_resized_image_hides(plates):
-    """Squashed to 112 pixels the dot covers one and a half, less than the mottles; in 4 x 4 tiles half a patch."""
+    """Squashed to 112 pixels the dot covers one, less than the mottles; in 4 x 4 tiles nearly half a patch."""
     from musc import MuScConfig
 
     config = MuScConfig(image_size=112, stages=(1, 2, 3), degrees=(1,), device="cpu", workers=0, windows=())
     resized = MuSc(config).run(plates)
     tiled = MuSc(config.replace(tiles=4)).run(plates)
     others = np.arange(6) != 4
-    assert resized.raw_image_scores[4] < 0.95 * resized.raw_image_scores[others].max()
+    assert resized.raw_image_scores[4] < 0.9 * resized.raw_image_scores[others].max()
     assert tiled.raw_image_scores[4] > 1.1 * tiled.raw_image_scores[others].max()
     side = tiled.anomaly_maps.shape[1]
     y, x = np.unravel_index(tiled.anomaly_maps[4].argmax(), (side, side))
