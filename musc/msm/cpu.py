@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musc.msm import gram, kernels, search
+from musc.msm import boxes, gram, kernels, search
 from musc.msm.pairs import Plan
 
 ROUNDING = 2.0**-24  # relative, of one float32 operation
@@ -89,7 +89,7 @@ class Layout:
 
     @cached_property
     def n(self) -> int:
-        return -(-self.H * self.pitch // search.CHUNK) * search.CHUNK
+        return -(-self.H * self.pitch // boxes.CHUNK) * boxes.CHUNK
 
     @cached_property
     def place(self) -> np.ndarray:
@@ -126,14 +126,18 @@ class Layout:
             (n,),
             (n,),
             (n // 8 + 8,),
+            (D, n),
         ]
         lists = [((D, size, search.KEPT), kind) for size in (self.H * self.W, n) for kind in (np.int32, np.float32)]
         counts = [((D, size), np.int32) for size in (self.H * self.W, n)]
         found = arrays(
-            *[(shape, np.float32) for shape in [*real, (D, n)]], ((n // search.CHUNK,), np.int64), *lists, *counts
+            *[(shape, np.float32) for shape in real],
+            *[((n // boxes.CHUNK,), kind) for kind in (np.int64, np.uint8)],
+            *lists,
+            *counts,
         )
-        ring, sums, across, along, boxed, values, tops, best, marks, *found = found
-        buffers = sums, across, along, boxed, values, marks, tops
+        ring, sums, across, along, zeros, values, tops, best, marks, hits, *found = found
+        buffers = sums, across, along, zeros, values, marks, tops, hits
         candidates = best, (found[0], found[1], found[4]), (found[2], found[3], found[5])
         return ring, buffers, candidates, self.workspace(C)
 

@@ -19,7 +19,8 @@ LANE = 181.0  # of the length of what one 16-bit sum holds of a token: 181^2 < 2
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _I8x32, _I16x16, _I32x8 = ir.VectorType(_I8, 32), ir.VectorType(_I16, 16), ir.VectorType(_I32, 8)
-_I32x16, _F32x8 = ir.VectorType(_I32, 16), ir.VectorType(ir.FloatType(), 8)
+_F32, _I32x16 = ir.FloatType(), ir.VectorType(_I32, 16)
+_F32x8 = ir.VectorType(_F32, 8)
 
 
 def _load(builder, address, offset, kind, align=4):
@@ -154,7 +155,7 @@ def _tile(unit):
     def codegen(context, builder, signature, args):
         a, b, offset, out, stride, spans, steps, ratio = args
         do, vectors, step = unit(builder), unit.vectors, 4 * unit.lanes * unit.vectors
-        whole, real = ir.VectorType(_I32, unit.lanes), ir.VectorType(ir.FloatType(), unit.lanes)
+        whole, real = ir.VectorType(_I32, unit.lanes), ir.VectorType(_F32, unit.lanes)
         places = [(row, 4 * unit.lanes * v) for row in range(ROWS) for v in range(vectors)]
         zeros = [ir.Constant(whole, [0] * unit.lanes)] * len(places)
         outer = _Loop(builder, spans, zeros, "spans")

@@ -1,97 +1,13 @@
-"""The CPU engine's preparation of an image, and the arithmetic of its search, compiled by numba."""
+"""The CPU engine's preparation of an image, compiled by numba."""
 
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
-from musc.msm.gram import _I8, _I32, _I64, ROWS, SPAN, _F32x8, _I32x8, _larger, _load, _Loop, _same, _store
+from musc.msm.gram import ROWS, SPAN
 
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
-
-
-@intrinsic
-def _judge(typingctx, chunks, sums, scale, margin, best, factor, own, values, marks, tops):
-    """values = sums * factor * scale; marks: a bit where values + own >= best; tops: 8 of the largest values + margin.
-
-    Per chunk of 64: addresses of float32, and of 8 bytes of marks and 8 float32 of tops; then 8 of the largest tops.
-    """
-    signature = types.void(*[types.intp] * 5, types.float32, types.float32, *[types.intp] * 3)
-
-    def codegen(context, builder, signature, args):
-        chunks, sums, scale, margin, best, factor, own, values, marks, tops = args
-        bits = builder.module.declare_intrinsic("llvm.x86.avx.movmsk.ps.256", (), ir.FunctionType(_I32, [_F32x8]))
-        factor, own = _same(builder, factor, _F32x8), _same(builder, own, _F32x8)
-        lowest = ir.Constant(_F32x8, [-8.0] * 8)
-        loop = _Loop(builder, chunks, [lowest], "chunks")
-        at = builder.mul(loop.at, _I64(256))
-        top = None
-        for k in range(0, 256, 32):
-            here = [_load(builder, builder.add(array, at), k, _F32x8) for array in (sums, scale, margin, best)]
-            value = builder.fmul(builder.fmul(here[0], factor), here[1])
-            _store(builder, value, builder.add(values, at), k)
-            upper = builder.fadd(value, here[2])
-            top = upper if top is None else _larger(builder, top, upper)
-            hit = builder.fcmp_ordered(">=", builder.fadd(value, own), here[3])
-            mask = builder.call(bits, [builder.bitcast(builder.sext(hit, _I32x8), _F32x8)])
-            place = builder.add(builder.add(marks, builder.mul(loop.at, _I64(8))), _I64(k // 32))
-            builder.store(builder.trunc(mask, _I8), builder.inttoptr(place, _I8.as_pointer()))
-        _store(builder, top, builder.add(tops, builder.mul(loop.at, _I64(32))), 0)
-        highest = loop.end([_larger(builder, top, loop.values[0])])[0]
-        _store(builder, highest, builder.add(tops, builder.mul(chunks, _I64(32))), 0)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@njit(nogil=True, cache=True)
-def judge(sums, scale, margin, best, factor, own, values, marks, tops):
-    """One row's cosines, the columns that it may be the nearest of, and the largest upper bounds; see `_judge`.
-
-    sums, scale, margin, best, values: [n] float32, n a multiple of 64; marks: [n / 64] int64; tops: [n / 8 + 8].
-    """
-    _judge(  # type: ignore[call-arg]
-        marks.shape[0], sums.ctypes.data, scale.ctypes.data, margin.ctypes.data, best.ctypes.data,
-        factor, own, values.ctypes.data, marks.ctypes.data, tops.ctypes.data,
-    )  # fmt: skip
-
-
-@intrinsic
-def _largest(typingctx, chunks, sums, scale, best, factor, tops):
-    """best = the larger of itself and sums * factor * scale; tops: 32 of the largest of those, at distances of 32."""
-
-    def codegen(context, builder, signature, args):
-        chunks, sums, scale, best, factor, tops = args
-        factor = _same(builder, factor, _F32x8)
-        loop = _Loop(builder, chunks, [ir.Constant(_F32x8, [-8.0] * 8)] * 4, "chunks")
-        at, highest = builder.mul(loop.at, _I64(256)), list(loop.values)
-        for k in range(8):
-            here = [_load(builder, builder.add(array, at), 32 * k, _F32x8) for array in (sums, scale, best)]
-            value = builder.fmul(builder.fmul(here[0], factor), here[1])
-            _store(builder, _larger(builder, value, here[2]), builder.add(best, at), 32 * k)
-            highest[k % 4] = _larger(builder, value, highest[k % 4])
-        for k, top in enumerate(loop.end(highest)):
-            _store(builder, top, tops, 32 * k)
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * 4, types.float32, types.intp), codegen
-
-
-@njit(nogil=True, cache=True)
-def largest(sums, scale, factor, best, tops):
-    """Raises every column's largest cosine `best` by one row's, sums * factor * scale; returns the row's largest.
-
-    sums, scale, best: [n] float32, n a multiple of 64; tops: at least [32], scratch.
-    """
-    _largest(  # type: ignore[call-arg]
-        sums.shape[0] // 64, sums.ctypes.data, scale.ctypes.data, best.ctypes.data, factor, tops.ctypes.data
-    )
-    top = tops[0]
-    for i in range(1, 32):
-        top = max(top, tops[i])
-    return top
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)

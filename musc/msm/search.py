@@ -13,9 +13,9 @@ import numpy as np
 from numba import njit
 from numba.cpython.unsafe.numbers import trailing_zeros
 
-from musc.msm.kernels import add3, add5, add_rows, judge, largest
+from musc.msm.boxes import CHUNK, judge, largest, passing
+from musc.msm.boxes import sums as add
 
-CHUNK = 64  # columns per word of marks, and per eight tops, of `judge`
 KEPT = 48  # candidates per token; with more the token is compared with all
 EQUAL = np.float32(5e-14)  # squared distance of tokens that are equal but for float32's last digits
 EXACT = np.float32(1e-6)  # of a cosine found from a distance in float32
@@ -23,44 +23,24 @@ NOTHING = np.float32(-8)
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-def _add_3_and_5(a, b, c, d, e, three, five):
-    for i in range(three.shape[0]):
-        inner = b[i] + c[i] + d[i]
-        three[i] = inner
-        five[i] = inner + (a[i] + e[i])
+@njit(nogil=True, cache=True)
+def _around(middle, step, pairs, out):
+    """out = the addresses middle, middle - step, middle + step, middle - 2 step, ..., for `pairs` pairs."""
+    out[0] = middle
+    for t in range(1, pairs + 1):
+        out[2 * t - 1], out[2 * t] = middle - t * step, middle + t * step
 
 
 @njit(nogil=True, cache=True)
-def _add_patch_rows(ring, y, x, H, W, halves, sums):
-    """sums[d, x % its length] = sum of the Gram rows of the tokens (v, x), v in y - h..y + h, for every degree's h."""
-    at = x % sums.shape[1]
-    for d in range(halves.shape[0]):
-        h = halves[d]
-        top, bottom = max(0, y - h), min(H, y + h + 1)
-        if h == 1 and d + 1 < halves.shape[0] and halves[d + 1] == 2 and y >= 2 and y + 2 < H:
-            R = ring.shape[0]
-            m = y * W + x
-            _add_3_and_5(
-                ring[(m - 2 * W) % R], ring[(m - W) % R], ring[m % R], ring[(m + W) % R], ring[(m + 2 * W) % R],
-                sums[d, at], sums[d + 1, at],
-            )  # fmt: skip
-        elif not (h == 2 and d > 0 and halves[d - 1] == 1 and y >= 2 and y + 2 < H) and h:
-            add_rows(ring, top * W + x, W, bottom - top, sums[d, at])
-
-
-@njit(nogil=True, cache=True, fastmath=FAST)
-def _add_shifts(line, start, step, h, out):
-    """out[i] = sum of line[start + i + t * step] over t = -h..h."""
-    a, b, c = line[start - step :], line[start:], line[start + step :]
-    if h == 1:
-        add3(a, b, c, out)
-    elif h == 2:
-        add5(line[start - 2 * step :], a, b, c, line[start + 2 * step :], out)
-    else:
-        out[:] = 0
-        for t in range(-h, h + 1):
-            out += line[start + t * step : start + t * step + out.shape[0]]
+def _cyclic(rows, at, first, end, step, pairs, nothing, out):
+    """As `_around`, of the rows at, at - step, at + step, ..., counted around their end; before `first` and from `end` on
+    they are `nothing`."""
+    start, stride, R = rows.ctypes.data, rows.strides[0], rows.shape[0]
+    out[0] = start + at % R * stride
+    for t in range(1, pairs + 1):
+        before, after = at - t * step, at + t * step
+        out[2 * t - 1] = start + before % R * stride if before >= first else nothing
+        out[2 * t] = start + after % R * stride if after < end else nothing
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
@@ -86,36 +66,24 @@ def _scan(token, others, first):
     return best, at
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-def _top(tops):
-    top = NOTHING
-    for j in range(tops.shape[0]):
-        top = max(top, tops[j])
-    return top
-
-
 @njit(nogil=True, cache=True)
-def _candidates(values, margin, own, tops, found, upper):
+def _candidates(values, margin, own, tops, hits, found, upper):
     """Columns that may hold the row's largest cosine, given the margins of error; their number (KEPT + 1: too many).
 
-    tops: the largest of values + margin over eight columns that lie eight apart, then eight of the largest of those,
-    as `judge` leaves them.
+    tops: as `judge` leaves them. hits: [n / 64], scratch.
     """
-    tops, last = tops[:-8], tops[-8:]
-    top = _top(last)
     floor = NOTHING  # the largest cosine is at least this
-    for j in range(tops.shape[0]):
-        if tops[j] == top:
-            first = j // 8 * CHUNK + j % 8
-            for i in range(first, first + CHUNK, 8):
-                if values[i] + margin[i] == top:
-                    floor = max(floor, values[i] - margin[i] - own)
+    for low in tops[-8:]:
+        floor = max(floor, low - own)
+    passing(tops, floor - own, hits)
     count = 0
-    for j in range(tops.shape[0]):
-        if tops[j] + own >= floor:
-            first = j // 8 * CHUNK + j % 8
+    for chunk in range(hits.shape[0]):
+        bits = np.uint64(hits[chunk])
+        while bits:
+            first = chunk * CHUNK + np.int64(trailing_zeros(bits))  # type: ignore[call-arg]
+            bits &= bits - np.uint64(1)
             for i in range(first, first + CHUNK, 8):
-                if values[i] + margin[i] + own >= floor:
+                if values[i] + margin[i] >= floor - own:
                     if count == KEPT:
                         return KEPT + 1
                     found[count] = i
@@ -188,39 +156,51 @@ def rows(ring, start, stop, grid, halves, a, b, place, buffers, candidates, roug
     H, W, pitch = grid
     scale_a, margin_a, _, first_a = a
     scale_b, margin_b, _, _ = b
-    sums, across, along, boxed, values, marks, tops = buffers
+    sums, across, along, zeros, values, marks, tops, hits = buffers
     best, for_rows, for_columns = candidates
     found, upper, count = for_rows
     listed, bounds, counts = for_columns
-    n = values.shape[0]
-    widest = halves.max()
-    guard = widest * pitch + widest
+    n, nothing, order, widest = len(zeros), zeros.ctypes.data, np.argsort(halves), halves.max()
+    guard = 4 * widest * (pitch + 1)  # in bytes
+    # addresses of the rows whose sums each step takes (see `boxes`): over v and x of a, over x and y of b
+    over_v, over_x, gram = np.empty((3, 2 * widest + 1), np.int64)
+    along_of, boxed_of = np.empty((2, len(halves), 2 * widest + 1), np.int64)
+    more, outs, one = np.empty(len(halves), np.int64), np.empty(len(halves), np.int64), np.empty((3, 1), np.int64)
+    for d in range(len(halves)):
+        more[d] = halves[order[d]] - (halves[order[d - 1]] if d else 0)
+        _around(across.ctypes.data + guard, 4, halves[d], along_of[d])
+        _around(along.ctypes.data + guard, 4 * pitch, halves[d], boxed_of[d])
+    one[1, 0], one[2, 0] = across.ctypes.data + guard, along.ctypes.data + guard
     for y in range(start, stop):
-        for x in range(min(widest, W)):
-            _add_patch_rows(ring, y, x, H, W, halves, sums)
-        for x in range(W):
+        for x in range(-widest, W):
+            ahead = x + widest  # the token (y, ahead) is needed from now on
+            if widest and ahead < W:
+                for d in range(len(halves)):
+                    outs[d] = sums.ctypes.data + order[d] * sums.strides[0] + ahead % sums.shape[1] * sums.strides[1]
+                _cyclic(ring, y * W + ahead, 0, H * W, W, widest, nothing, over_v)
+                add(n, over_v, more, outs, len(halves))
+            if x < 0:
+                continue
             m = y * W + x
-            if x + widest < W:
-                _add_patch_rows(ring, y, x + widest, H, W, halves, sums)
-            for d in range(halves.shape[0]):
+            for d in range(len(halves)):
                 if first_a[d, m] != m:  # as the equal token
                     continue
-                h = halves[d]
+                h, box = halves[d], boxed_of[d]
                 if h:
-                    left = max(0, x - h)
-                    add_rows(sums[d], left, 1, min(W, x + h + 1) - left, across[guard : guard + n])
-                    _add_shifts(across, guard, 1, h, along[guard : guard + n])
-                    _add_shifts(along, guard, pitch, h, boxed)
-                    line = boxed
+                    one[0, 0] = h
+                    _cyclic(sums[d], x, 0, W, 1, h, nothing, over_x)
+                    add(n, over_x, one[0], one[1], 1)
+                    add(n, along_of[d], one[0], one[2], 1)
                 else:
-                    line = ring[m % ring.shape[0]]
+                    box = gram
+                    box[0] = ring.ctypes.data + m % len(ring) * ring.strides[0]
                 if rough:
-                    cosines[d, m] = largest(line, scale_b[d], scale_a[d, m], best[d], values)
+                    cosines[d, m] = largest(box, h, scale_b[d], scale_a[d, m], best[d], tops)
                     continue
                 own = margin_a[d, m]
-                judge(line, scale_b[d], margin_b[d], best[d], scale_a[d, m], own, values, marks, tops)
+                judge(box, h, scale_b[d], margin_b[d], best[d], scale_a[d, m], own, values, marks, tops)
                 _note(marks, values, own, m, margin_b[d], best[d], listed, bounds, counts, d)
-                count[d, m] = _candidates(values, margin_b[d], own, tops, found[d, m], upper[d, m])
+                count[d, m] = _candidates(values, margin_b[d], own, tops, hits, found[d, m], upper[d, m])
                 for k in range(min(count[d, m], KEPT)):
                     found[d, m, k] = place[found[d, m, k]]
 

@@ -4,7 +4,9 @@ Patch tokens of each stage are treated as MuSc treats them (joint LayerNorm, uni
 distance to the nearest token of the other images of its product, averaged over the nearest images (Eq. 1-2), and
   - `ranking`: defective tokens must score above the normal ones of their product;
   - `identity`: a normal token must be nearer to its own product's tokens than to any other product's;
-  - `product`: class tokens of one product must be nearer to each other than to those of others (for RsCIN).
+  - `product`: class tokens of one product must be nearer to each other than to those of others (for RsCIN);
+  - `state`: within a product, those of defective images nearer to each other than to those of normal ones, and the
+    reverse: RsCIN smooths scores over near class tokens, which helps where neighbours share their label.
 """
 
 from __future__ import annotations
@@ -109,6 +111,24 @@ def product_loss(class_tokens: Float[Tensor, "P K C"], temperature: float = 0.1)
     return -(logits.log_softmax(-1) * same).sum(-1).div(K - 1).mean()
 
 
+def state_loss(
+    class_tokens: Float[Tensor, "P K C"], labels: Int[Tensor, "P K M"], temperature: float = 0.1
+) -> Float[Tensor, ""]:
+    """Supervised contrast within each product: an image's class token against the product's others, those of its own
+    state being the right ones. Defective: a DEFECTIVE token; normal: nothing but NORMAL ones; others take no part."""
+    K = class_tokens.shape[1]
+    z = F.normalize(class_tokens, dim=-1)
+    defective, normal = (labels == DEFECTIVE).any(-1), (labels == NORMAL).all(-1)  # [P, K]
+    other = ~torch.eye(K, dtype=torch.bool)
+    same = (defective[:, None] & defective[:, :, None] | normal[:, None] & normal[:, :, None]) & other
+    unlike = defective[:, None] & normal[:, :, None] | normal[:, None] & defective[:, :, None]
+    logits = (z @ z.mT / temperature).masked_fill(~(same | unlike), -1e4)
+    told = same.any(-1) & unlike.any(-1)  # whose product shows both states
+    if not told.any():
+        return class_tokens.sum() * 0
+    return -((logits.log_softmax(-1) * same).sum(-1) / same.sum(-1).clamp_min(1))[told].mean()
+
+
 def objective(
     stages: list[Tensor],
     class_tokens: Tensor,
@@ -121,10 +141,11 @@ def objective(
     identity_weight: float = 0.3,
     product_weight: float = 0.1,
     local_weight: float = 0.5,
+    state_weight: float = 0.0,
     heads: Iterable[nn.Module] = (),
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a batch, and its parts for the log: `ranking`, `identity` (means over the stages), `product`, and
-    `auroc`, the share of (defective, normal) query pairs of a product that the mean of the stages' scores orders right.
+    """The loss of a batch, and its parts for the log: `ranking`, `identity` (means over the stages), `product`, `state`,
+    and `auroc`, the share of (defective, normal) query pairs of a product that the mean of the stages' scores orders right.
 
     stages: per stage the tokens [P * K, M, C]. class_tokens: [P * K, C]. masks: the changed pixels.
     """
@@ -156,9 +177,11 @@ def objective(
             probes
         )
     rank, ident = torch.stack(ranking).mean(), torch.stack(identity).mean()
-    product = product_loss(class_tokens.reshape(P, K, -1))
+    by_product = class_tokens.reshape(P, K, -1)
+    product, state = product_loss(by_product), state_loss(by_product, labels)
     loss = joint + rank + identity_weight * ident + product_weight * product + local_weight * local
-    parts = {"joint": joint, "ranking": rank, "identity": ident, "product": product, "local": local}
+    loss = loss + state_weight * state
+    parts = {"joint": joint, "ranking": rank, "identity": ident, "product": product, "state": state, "local": local}
     log = {name: float(value.detach()) for name, value in parts.items()}
     return loss, log | {"auroc": pair_auroc(mean.detach(), kinds)}
 

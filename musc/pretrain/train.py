@@ -55,6 +55,7 @@ class Recipe:
     identity_weight: float = 0.3
     product_weight: float = 0.1
     local_weight: float = 0.5
+    state_weight: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -221,6 +222,7 @@ class Trainer:
             identity_weight=recipe.identity_weight,
             product_weight=recipe.product_weight,
             local_weight=recipe.local_weight,
+            state_weight=recipe.state_weight,
             heads=self.heads,
         )
         loss.backward()
