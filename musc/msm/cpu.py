@@ -8,12 +8,11 @@ lies along the few directions that the images have in common: those take 16 bits
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import chain
 from queue import SimpleQueue
 from typing import Any
 
@@ -28,7 +27,7 @@ ROUNDING = 2.0**-24  # relative, of one float32 operation
 SUMMED = 1e-6  # of a cosine, by float32 box filters
 LIKELY = 2.0  # standard deviations of the rounding error that margins cover where precision is not "float32"
 TOLERANCE = 1e-3  # of distances where precision is not "float32"
-CLIP = 4.6  # standard deviations of 8-bit values that their range holds
+CLIP, CLIP_LIKELY = 4.6, 5.6  # standard deviations of 8-bit values that their range holds; where margins are likely ones
 DIRECTIONS = 64  # whose products take 16 bits
 NARROW = 128  # channels up to which float32 products are no dearer than what follows them
 
@@ -82,6 +81,10 @@ class Layout:
     @property
     def cols(self) -> int:
         return gram.COLS_WIDE if self.wide else gram.COLS
+
+    @property
+    def clip(self) -> float:
+        return CLIP if self.sure else CLIP_LIKELY
 
     @property
     def top8(self) -> int:
@@ -142,20 +145,37 @@ class Layout:
         return ring, buffers, candidates, self.workspace(C)
 
 
+class Units:
+    """Aggregated tokens of unit length, [M, C] per degree (by its place among the degrees), made when first asked for."""
+
+    def __init__(self, tokens: Tensor, layout: Layout) -> None:
+        self.tokens, self.layout = tokens, layout
+        self.made: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, d: int) -> np.ndarray:
+        if d not in self.made:
+            raw, unit = np.empty((2, *self.tokens.shape), np.float32)
+            kernels.center(self.tokens.float().contiguous().numpy(), raw)
+            kernels.box(raw, self.layout.H, self.layout.W, self.layout.halves[d], unit, np.empty(len(raw), np.float32))
+            self.made[d] = unit
+        return self.made[d]
+
+
 @dataclass(frozen=True)
 class Image:
-    """One image ready to be compared: raw tokens for the search, aggregated unit tokens [D, M, C] for distances.
+    """One image ready to be compared: raw tokens for the search, aggregated unit tokens for distances.
 
     rows, columns: raw centred tokens, as integer panels (with `offset` and the two `scales`) or as float32 [M, C] and
-    [n, C]. as_rows, as_columns: factors that turn their products into cosines and margins of error of those, per degree
-    and token, then the unit tokens, and of each the first that equals it.
+    [n, C]. unit: [D, M, C], or where margins are not sure, and distances rarely wanted, `Units`. as_rows, as_columns:
+    factors that turn products into cosines, margins of error of those, per degree and token, and of each token the
+    first that equals it.
     """
 
     rows: Any
     columns: Any
     offset: np.ndarray
     scales: tuple[float, float]
-    unit: np.ndarray
+    unit: np.ndarray | Units
     as_rows: tuple[np.ndarray, ...]
     as_columns: tuple[np.ndarray, ...]
 
@@ -196,12 +216,13 @@ def prepare(tokens: Tensor, layout: Layout, workspace: tuple[np.ndarray, ...] | 
     workspace = workspace or layout.workspace(C)
     raw = workspace[0]
     kernels.center(tokens.float().contiguous().numpy(), raw)
-    unit, rows, columns, offset = arrays(((D, M, C), np.float32), *layout.operands(C))
+    rows, columns, offset = arrays(*layout.operands(C))
+    unit = np.empty((D, M, C), np.float32) if layout.sure else Units(tokens, layout)
     length, error = np.empty(M, np.float32), np.zeros(M, np.float32)
     size, within = np.empty((D, M), np.float32), np.zeros((D, M), np.float32)
-    halves = layout.halves.tolist()
+    halves, none = layout.halves.tolist(), np.empty((0, 0), np.float32)
     for d, h in enumerate(halves):
-        kernels.box(raw, H, W, h, unit[d], size[d])
+        kernels.box(raw, H, W, h, unit[d] if layout.sure else none, size[d])
     inverse = 1 / np.maximum(size, np.float32(1e-20))
     kernels.lengths(raw, length)
     valid, scales = layout.place >= 0, (1.0, 1.0)
@@ -215,29 +236,29 @@ def prepare(tokens: Tensor, layout: Layout, workspace: tuple[np.ndarray, ...] | 
     # relative to the aggregated tokens: lengths that meet in a neighbourhood, and of those the parts left out
     met = np.stack([_neighbourhood(length, H, W, h) for h in halves]) * inverse
     lost = np.stack([_neighbourhood(error, H, W, h) for h in halves]) * inverse
+    spread = np.empty(M, np.float32)
     if layout.basis is not None:
         kernels.lengths(left, error)
-        none = np.empty((0, 0), np.float32)
         for d, h in enumerate(halves):
             kernels.box(along, H, W, h, none, within[d])
             if layout.sure and h:
-                kernels.box(left, H, W, h, none, size[d])
+                kernels.box(left, H, W, h, none, spread)
             else:  # independent errors of r^2 tokens add up to r of them
-                size[d] = _neighbourhood(error, H, W, h) / (2 * h + 1)
+                spread = _neighbourhood(error, H, W, h) / (2 * h + 1)
+            lost[d] += spread * inverse[d]
         within *= inverse
-        lost += size * inverse
     slack = SUMMED + C * ROUNDING
     beyond = np.sqrt(np.maximum(1 - within**2, 0)) + slack * met  # length outside of the basis
     margin = _bound(lost, beyond, C, layout) + slack * met**2 / 2
     margin = np.minimum(margin, 2).astype(np.float32)
-    first = np.stack([_first_of_equals(each) for each in unit])
+    first = np.stack([_first_of_equals(size[d], unit, d) for d in range(D)])
     inverse /= scales[1]
     column_scale, column_margin = np.zeros((D, n), np.float32), np.full((D, n), search.NOTHING, np.float32)
     own = first == np.arange(M)
     column_scale[:, valid] = np.where(own, inverse, 0)
     column_margin[:, valid] = np.where(own, margin, search.NOTHING)
     return Image(
-        *sides, offset, scales, unit, (inverse, margin, unit, first), (column_scale, column_margin, unit, first)
+        *sides, offset, scales, unit, (inverse, margin, first), (column_scale, column_margin, first)
     )
 
 
@@ -261,7 +282,7 @@ def _integers(
         torch.addmm(tokens, along, basis.T, alpha=-1, out=rest)
         left = np.empty(len(raw), np.float32)
         kernels.lengths(low, left)
-        scale8 = layout.top8 / max(CLIP * np.sqrt(np.square(left).sum() / raw.size), 1e-18)
+        scale8 = layout.top8 / max(layout.clip * np.sqrt(np.square(left).sum() / raw.size), 1e-18)
         if not layout.wide:
             scale8 = min(scale8, gram.LANE / max(float(kernels.longest_lane(low)), 1e-18))
     most = float(max(high.max(), -high.min()))
@@ -280,7 +301,7 @@ def _bound(lost: np.ndarray, beyond: np.ndarray, C: int, layout: Layout) -> np.n
     """
     if layout.basis is None:
         return lost + lost**2 / 2
-    t = CLIP / layout.top8 / np.sqrt(12)
+    t = layout.clip / layout.top8 / np.sqrt(12)
     likely = 1 if layout.sure else LIKELY / np.sqrt(C)
     # nearly equal tokens are rounded alike: that lost_a lost_b is as large as it can be
     return (lost**2 / t + t * beyond**2) / 2 * likely + lost**2 / 2
@@ -293,60 +314,62 @@ def _neighbourhood(values: np.ndarray, H: int, W: int, h: int) -> np.ndarray:
     return sums
 
 
-def _first_of_equals(tokens: np.ndarray) -> np.ndarray:
-    """[M]: for every token the first one that equals it in all channels."""
-    M = len(tokens)
-    first = np.arange(M)
-    start = tokens[:, :1].copy().view(np.int32).ravel()  # most tokens differ in the first channel
-    _, index, inverse, counts = np.unique(start, return_index=True, return_inverse=True, return_counts=True)
-    for group in np.flatnonzero(counts > 1):
+def _first_of_equals(size: np.ndarray, unit: np.ndarray | Units, d: int) -> np.ndarray:
+    """[M]: for every aggregated token the first one that equals it in all channels; size: [M], their lengths."""
+    first = np.arange(len(size))
+    _, index, inverse, counts = np.unique(size, return_index=True, return_inverse=True, return_counts=True)
+    for group in np.flatnonzero(counts > 1):  # most tokens differ in length
         members = np.flatnonzero(inverse == group)
-        equal = (tokens[members] == tokens[members[0]]).all(axis=1)
+        equal = (unit[d][members] == unit[d][members[0]]).all(axis=1)
         first[members[equal]] = index[group]
     return first
 
 
 @dataclass(frozen=True)
 class Crew:
-    """Threads that take images or pairs, each with buffers of its own; inside of them torch uses one thread."""
+    """Threads that prepare images and compare pairs, each with buffers of its own; inside them torch uses one thread."""
 
     pool: ThreadPoolExecutor
-    free: SimpleQueue[tuple[Any, ...]]
+    threads: int
+    buffers: Callable[[], tuple[Any, ...]]
+    free: SimpleQueue[tuple[Any, ...] | None]
 
     @classmethod
     @contextmanager
     def of(cls, threads: int, layout: Layout, C: int) -> Iterator[Crew]:
-        free: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
-        for _ in range(threads):
-            free.put(layout.scratch(C))
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        crew = cls(pool, threads, lambda: layout.scratch(C), SimpleQueue())
         try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                yield cls(pool, free)
+            for _ in range(threads):
+                crew.free.put(None)
+                crew._start(lambda scratch: None)  # makes its buffers
+            yield crew
         finally:
+            pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)  # the threads' own setting is what threads to come would start with
 
-    def each(self, function: Callable[..., Any], items: Iterable[Any]) -> Iterator[Any]:
-        """function(item, buffers) of every item, in their order; all are under way when this returns."""
-
-        def one(item: Any) -> Any:
+    def _start(self, work: Callable[[tuple[Any, ...]], Any]) -> Future[Any]:
+        def one() -> Any:
             scratch = self.free.get()
             try:
-                return function(item, scratch)
+                scratch = scratch or self.buffers()
+                return work(scratch)
             finally:
                 self.free.put(scratch)
 
-        return self.pool.map(one, items)
+        return self.pool.submit(one)
 
-    def prepare(self, image: Callable[[int], Tensor], layout: Layout, numbers: Iterable[int]) -> Iterator[Image]:
-        return self.each(lambda p, scratch: prepare(image(p), layout, scratch[-1]), numbers)
+    def prepare(self, image: Callable[[int], Tensor], layout: Layout, p: int) -> Future[Image]:
+        return self._start(lambda scratch: prepare(image(p), layout, scratch[-1]))
 
-    def compare(self, held: dict[int, Image], layout: Layout, pairs: Iterable[tuple[int, int]]) -> Iterator[Any]:
-        return self.each(lambda pair, scratch: compare(held[pair[0]], held[pair[1]], layout, scratch), pairs)
+    def compare(self, a: Future[Image], b: Future[Image], layout: Layout) -> Future[tuple[Tensor, Tensor, int]]:
+        """Starts when both images, whose preparation must have been started before, are ready."""
+        return self._start(lambda scratch: compare(a.result(), b.result(), layout, scratch))
 
 
 def choose(
     image: Callable[[int], Tensor], plan: Plan, layout: Layout, precision: str, first: list[tuple[int, int]], crew: Crew
-) -> tuple[Layout, dict[int, Image], dict[tuple[int, int], Any]]:
+) -> tuple[Layout, dict[int, Future[Image]], dict[tuple[int, int], Future[Any]]]:
     """`layout` with the cheapest products that suit these tokens, and what finding it prepared and compared.
 
     Found by trying them on the first of the pairs `first`, while other threads prepare what comes next. No choice
@@ -356,14 +379,13 @@ def choose(
     M, C = image(0).shape
     if C > NARROW and layout.integer and first:
         i, p = first[0]
-        ahead = sorted(set(sum(first, ())) - {i, p})[: 2 * (crew.free.qsize() - 1)]
+        ahead = sorted(set(sum(first, ())) - {i, p})[: 2 * (crew.threads - 1)]
         for way in ways(image, plan, layout, precision):
-            held = dict(zip((i, p), crew.prepare(image, way, (i, p)), strict=True))
-            trial, others = crew.compare(held, way, first[:1]), crew.prepare(image, way, ahead)
-            found = next(trial)
-            held |= zip(ahead, others, strict=True)
-            if found[2] <= M * M // 16:
-                return way, held, {(i, p): found}
+            held = {q: crew.prepare(image, way, q) for q in (i, p)}
+            trial = crew.compare(held[i], held[p], way)
+            held |= {q: crew.prepare(image, way, q) for q in ahead}
+            if trial.result()[2] <= M * M // 16:
+                return way, held, {(i, p): trial}
     return replace(layout, integer=False), {}, {}
 
 
@@ -381,8 +403,8 @@ def compare(a: Image, b: Image, layout: Layout, scratch: tuple[Any, ...]) -> tup
     """Distances of every token of a to its nearest in b, and of b to a, per degree: [D, M] each; how many it took."""
     ring, buffers, candidates, _ = scratch
     best, _, (_, _, counts) = candidates
-    D, M, _ = a.unit.shape
     H, W, h = layout.H, layout.W, layout.widest
+    D, M = len(layout.degrees), H * W
     to_b, to_a, winner = np.empty((D, M), np.float32), np.empty((D, M), np.float32), np.empty((D, M), np.int32)
     best[:] = np.where(b.as_columns[1] > search.NOTHING, search.NOTHING, -search.NOTHING)
     counts[:] = 0
@@ -403,11 +425,17 @@ def compare(a: Image, b: Image, layout: Layout, scratch: tuple[Any, ...]) -> tup
             layout.place, buffers, candidates, not layout.sure, to_b,
         )  # fmt: skip
         start = stop
-    sides = a.as_rows, b.as_columns, layout.place
     if layout.sure:
-        done = search.settle(*sides, candidates, to_b, winner, to_a)
+        units = a.unit, b.unit
+        done = search.settle(a.as_rows, b.as_columns, *units, layout.place, candidates, to_b, winner, to_a)
     else:
-        done = search.settle_rough(*sides, best, to_b.copy(), np.float32(TOLERANCE), to_b, to_a)
+        doubtful = np.zeros((2, D, M), np.bool_)
+        search.settle_rough(a.as_rows, b.as_columns, layout.place, best, np.float32(TOLERANCE), to_b, to_a, doubtful)
+        done = M * int(doubtful.sum())
+        for d in np.flatnonzero(doubtful.any((0, 2))).tolist():
+            tokens, others, first, of = a.unit[d], b.unit[d], a.as_rows[2][d], b.as_rows[2][d]
+            search.rescan(tokens, others, first, of, doubtful[0, d], to_b[d])
+            search.rescan(others, tokens, of, first, doubtful[1, d], to_a[d])
     return torch.from_numpy(np.sqrt(to_b)), torch.from_numpy(np.sqrt(to_a)), done
 
 
@@ -432,14 +460,12 @@ def stage_distances(
         for group in groups:
             needed = set(sum(group, ()))
             held = {p: im for p, im in held.items() if p in needed}
-            missing = sorted(needed - set(held))
-            held.update(zip(missing, crew.prepare(image, layout, missing), strict=True))
-            rest = [pair for pair in group if pair not in known]
-            done = chain(known.items(), zip(rest, crew.compare(held, layout, rest), strict=True))
-            for (i, p), (forward, backward, _) in done:
+            held |= {p: crew.prepare(image, layout, p) for p in sorted(needed - set(held))}
+            known |= {(i, p): crew.compare(held[i], held[p], layout) for i, p in group if (i, p) not in known}
+            for i, p in group:
+                forward, backward, _ = known.pop((i, p)).result()
                 if slot[i][p] >= 0:
                     write(i, slot[i][p], forward)
                 if p < plan.N and slot[p][i] >= 0:
                     write(p, slot[p][i], backward)
                 advance(1)
-            known = {}

@@ -149,13 +149,13 @@ def rows(ring, start, stop, grid, halves, a, b, place, buffers, candidates, roug
     """Lists what the tokens of the patch rows start..stop of image a, and all of b, may be nearest to.
 
     ring: [rows, n], the Gram rows of the patch rows start - h..stop + h, modulo its length. grid: (H, W, pitch).
-    halves: h = (degree - 1) / 2 of each degree. a, b: (scale, margin, unit tokens, first of equal tokens) per degree;
+    halves: h = (degree - 1) / 2 of each degree. a, b: (scale, margin, first of equal tokens) per degree;
     the columns of b lie `pitch` apart per patch row. place: the token of every column, or -1. candidates: for `settle`.
     rough: only find largest cosines, `cosines` of rows and the columns' in candidates[0].
     """
     H, W, pitch = grid
-    scale_a, margin_a, _, first_a = a
-    scale_b, margin_b, _, _ = b
+    scale_a, margin_a, first_a = a
+    scale_b, margin_b, _ = b
     sums, across, along, zeros, values, marks, tops, hits = buffers
     best, for_rows, for_columns = candidates
     found, upper, count = for_rows
@@ -206,13 +206,13 @@ def rows(ring, start, stop, grid, halves, a, b, place, buffers, candidates, roug
 
 
 @njit(nogil=True, cache=True)
-def settle(a, b, place, candidates, to_b, winner, to_a):
+def settle(a, b, unit_a, unit_b, place, candidates, to_b, winner, to_a):
     """Squared distances [D, M] of the tokens of a to their nearest in b, and of b to a, after `rows` has seen all of a.
 
     winner: [D, M], receives which tokens of b those of a are nearest to. Returns the number of distances computed.
     """
-    _, _, unit_a, first_a = a
-    _, margin_b, unit_b, first_b = b
+    _, _, first_a = a
+    _, margin_b, first_b = b
     _, (found, upper, count), (listed, bounds, counts) = candidates
     M = unit_a.shape[1]
     done = 0
@@ -252,21 +252,20 @@ def settle(a, b, place, candidates, to_b, winner, to_a):
 
 
 @njit(nogil=True, cache=True)
-def settle_rough(a, b, place, column_cosines, row_cosines, tolerance, to_b, to_a):
-    """As `settle`, from largest cosines; compares all where margins may move a distance by more than `tolerance`."""
-    _, margin_a, unit_a, first_a = a
-    _, margin_b, unit_b, first_b = b
-    M = unit_a.shape[1]
-    done = 0
+def settle_rough(a, b, place, column_cosines, tolerance, to_b, to_a, doubtful):
+    """Squared distances [D, M] from largest cosines, of rows in `to_b` itself and of columns, as they are.
+
+    doubtful: [2, D, M], False, is set where margins may move a distance by more than `tolerance`.
+    """
+    _, margin_a, first_a = a
+    _, margin_b, first_b = b
     for d in range(to_b.shape[0]):
-        for m in range(M):
+        for m in range(to_b.shape[1]):
             if first_a[d, m] != m:
                 to_b[d, m] = to_b[d, first_a[d, m]]
                 continue
-            to_b[d, m] = 2 - 2 * row_cosines[d, m]
-            if 2 * margin_a[d, m] > tolerance * np.sqrt(max(to_b[d, m], np.float32(0))):
-                to_b[d, m], _ = _scan(unit_a[d, m], unit_b[d], first_b[d])
-                done += M
+            to_b[d, m] = 2 - 2 * to_b[d, m]
+            doubtful[0, d, m] = 2 * margin_a[d, m] > tolerance * np.sqrt(max(to_b[d, m], np.float32(0)))
         for i in range(place.shape[0]):
             m = place[i]
             if m < 0:
@@ -275,7 +274,13 @@ def settle_rough(a, b, place, column_cosines, row_cosines, tolerance, to_b, to_a
                 to_a[d, m] = to_a[d, first_b[d, m]]
                 continue
             to_a[d, m] = 2 - 2 * column_cosines[d, i]
-            if 2 * margin_b[d, i] > tolerance * np.sqrt(max(to_a[d, m], np.float32(0))):
-                to_a[d, m], _ = _scan(unit_b[d, m], unit_a[d], first_a[d])
-                done += M
-    return done
+            doubtful[1, d, m] = 2 * margin_b[d, i] > tolerance * np.sqrt(max(to_a[d, m], np.float32(0)))
+
+
+@njit(nogil=True, cache=True)
+def rescan(tokens, others, first, first_other, chosen, squares):
+    """squares [M] of the `chosen` tokens, compared with all others; each is set as that of the first that equals it."""
+    for m in range(tokens.shape[0]):
+        if chosen[m]:
+            squares[m], _ = _scan(tokens[m], others, first_other)
+        squares[m] = squares[first[m]]
