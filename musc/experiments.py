@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from musc.pipeline import MuSc, split_subsets, upsample
 
 DEGREES = (1, 3, 5, 7, 9, 13)  # all that any table asks for
 CHUNK_BYTES = 256 << 20  # distances sorted at a time
+THREADS = 4  # at most, each of which holds a category's maps and their sort
 
 
 @dataclass(frozen=True)
@@ -240,29 +242,40 @@ def ablate(
 
 
 def _measure(category: Category, musc: MuSc, features: Features, variants: dict, scores: dict) -> list[dict]:
+    """The rows of `ablate`. Variants that share their maps share what is measured of pixels; threads share the maps."""
     size = musc.config.map_size or musc.backbone.image_size
     truth = read_truth(category.dataset, features.samples, size)
-    pixel: dict[tuple, dict] = {}  # metrics of the maps, which RsCIN does not touch
-    rows = []
-    bar = tqdm(variants.items(), desc="variants", disable=None if musc.progress else True)
-    by_maps = sorted(bar, key=lambda item: (item[1].degrees, str(item[1].scoring)))
-    last, maps = None, torch.empty(0)
-    for (experiment, row), v in by_maps:
-        key = (v.degrees, v.scoring)
-        if key != last:
-            last, maps = key, _maps(features, v, scores, size)
+    same_maps: dict[tuple, list[tuple[str, str]]] = {}
+    for name, v in variants.items():
+        same_maps.setdefault((v.degrees, v.scoring), []).append(name)
+
+    def measured(names: list[tuple[str, str]]) -> list[dict]:
+        maps = _maps(features, variants[names[0]], scores, size)
         raw = maps.flatten(1).amax(dim=1)
-        one = MuSc(musc.config if v.windows is None else musc.config.replace(windows=v.windows))
-        final, _ = one.rescored(raw, features.class_tokens)
-        measured = evaluate(truth, final, raw, maps if key not in pixel else None)
-        pixel.setdefault(key, {name: m for name, m in measured.items() if name.startswith("pixel")})
-        for group, metrics in {**measured, **pixel[key]}.items():
-            for metric, value in metrics.items():
-                rows.append(
-                    {"experiment": experiment, "row": row, "dataset": category.dataset, "category": category.name,
-                     "group": group, "metric": metric, "value": value}
-                )  # fmt: skip
+        rows, pixel = [], {}
+        for experiment, row in names:
+            windows = variants[experiment, row].windows
+            one = MuSc(musc.config if windows is None else musc.config.replace(windows=windows))
+            final, _ = one.rescored(raw, features.class_tokens)
+            found = evaluate(truth, final, raw, None if pixel else maps)
+            pixel = pixel or {name: m for name, m in found.items() if name.startswith("pixel")}
+            for group, metrics in {**found, **pixel}.items():
+                for metric, value in metrics.items():
+                    rows.append(
+                        {"experiment": experiment, "row": row, "dataset": category.dataset, "category": category.name,
+                         "group": group, "metric": metric, "value": value}
+                    )  # fmt: skip
+        return rows
+
     order = {key: n for n, key in enumerate(variants)}
+    rows: list[dict] = []
+    with (
+        ThreadPoolExecutor(min(THREADS, torch.get_num_threads())) as pool,
+        tqdm(total=len(variants), desc="variants", disable=None if musc.progress else True) as bar,
+    ):
+        for names, found in zip(same_maps.values(), pool.map(measured, same_maps.values()), strict=True):
+            rows += found
+            bar.update(len(names))
     return sorted(rows, key=lambda r: order[r["experiment"], r["row"]])
 
 

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from musc.msm.gram import _F32, _I8, _I64, _F32x8, _larger, _load, _Loop, _same, _store
+from musc.msm.gram import _I8, _I64, _F32x8, _larger, _load, _Loop, _same, _store
 
 CHUNK = 64  # columns, in bytes 256
 PLACES = range(0, 256, 32)

@@ -27,7 +27,8 @@ ROUNDING = 2.0**-24  # relative, of one float32 operation
 SUMMED = 1e-6  # of a cosine, by float32 box filters
 LIKELY = 2.0  # standard deviations of the rounding error that margins cover where precision is not "float32"
 TOLERANCE = 1e-3  # of distances where precision is not "float32"
-CLIP, CLIP_LIKELY = 4.6, 5.6  # standard deviations of 8-bit values that their range holds; where margins are likely ones
+CLIP = 4.6  # standard deviations of 8-bit values that their range holds
+CLIP_LIKELY = 5.6  # the same where precision is not "float32": no token is left that needs a full comparison
 DIRECTIONS = 64  # whose products take 16 bits
 NARROW = 128  # channels up to which float32 products are no dearer than what follows them
 
@@ -146,7 +147,7 @@ class Layout:
 
 
 class Units:
-    """Aggregated tokens of unit length, [M, C] per degree (by its place among the degrees), made when first asked for."""
+    """Aggregated tokens of unit length, [M, C] for the d-th degree, made when first asked for."""
 
     def __init__(self, tokens: Tensor, layout: Layout) -> None:
         self.tokens, self.layout = tokens, layout
@@ -257,9 +258,7 @@ def prepare(tokens: Tensor, layout: Layout, workspace: tuple[np.ndarray, ...] | 
     own = first == np.arange(M)
     column_scale[:, valid] = np.where(own, inverse, 0)
     column_margin[:, valid] = np.where(own, margin, search.NOTHING)
-    return Image(
-        *sides, offset, scales, unit, (inverse, margin, first), (column_scale, column_margin, first)
-    )
+    return Image(*sides, offset, scales, unit, (inverse, margin, first), (column_scale, column_margin, first))
 
 
 def _integers(
@@ -327,7 +326,7 @@ def _first_of_equals(size: np.ndarray, unit: np.ndarray | Units, d: int) -> np.n
 
 @dataclass(frozen=True)
 class Crew:
-    """Threads that prepare images and compare pairs, each with buffers of its own; inside them torch uses one thread."""
+    """Threads that prepare images and compare pairs, each with its own buffers; inside them torch uses one thread."""
 
     pool: ThreadPoolExecutor
     threads: int

@@ -33,8 +33,8 @@ def _around(middle, step, pairs, out):
 
 @njit(nogil=True, cache=True)
 def _cyclic(rows, at, first, end, step, pairs, nothing, out):
-    """As `_around`, of the rows at, at - step, at + step, ..., counted around their end; before `first` and from `end` on
-    they are `nothing`."""
+    """As `_around`, of the rows at, at - step, at + step, ..., counted around their end; `nothing` before the row
+    `first` and from `end` on."""
     start, stride, R = rows.ctypes.data, rows.strides[0], rows.shape[0]
     out[0] = start + at % R * stride
     for t in range(1, pairs + 1):

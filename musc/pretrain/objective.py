@@ -144,8 +144,9 @@ def objective(
     state_weight: float = 0.0,
     heads: Iterable[nn.Module] = (),
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a batch, and its parts for the log: `ranking`, `identity` (means over the stages), `product`, `state`,
-    and `auroc`, the share of (defective, normal) query pairs of a product that the mean of the stages' scores orders right.
+    """The loss of a batch, and its parts for the log: `ranking`, `identity` (means over the stages), `product`,
+    `state`, and `auroc`, the share of (defective, normal) query pairs of a product that the mean of the stages' scores
+    orders right.
 
     stages: per stage the tokens [P * K, M, C]. class_tokens: [P * K, C]. masks: the changed pixels.
     """
