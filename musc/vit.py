@@ -308,8 +308,8 @@ def load(path: str | Path | None = None) -> ViT:
         raise WeightsError(f"{path}: not a readable safetensors file ({error}).") from error
     if "architecture" not in metadata:
         raise WeightsError(f"{path}: its metadata names no architecture; give a file of `python -m musc.pretrain`.")
-    with torch.device("meta"):
-        model = ViT(ViTConfig.from_dict(json.loads(metadata["architecture"])))
+    # not on the meta device, whose first use imports half of torch and takes longer than drawing weights in vain
+    model = ViT(ViTConfig.from_dict(json.loads(metadata["architecture"])))
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from musc import vit
 from musc.errors import ConfigError
 from musc.pretrain import __main__ as pretrain
 from musc.pretrain.images import batch
+from musc.pretrain.objective import DEFECTIVE, NORMAL, UNCLEAR, graded_loss, state_loss
 from musc.pretrain.train import Recipe, Trainer, batches
 
 TINY = {
@@ -52,6 +54,28 @@ def test_the_image_program_is_deterministic_and_its_masks_are_true():
     assert 0 < masks.mean() < 0.5
 
 
+LABELS = torch.tensor([[[NORMAL, NORMAL], [NORMAL, NORMAL], [DEFECTIVE, NORMAL], [UNCLEAR, NORMAL]]])
+
+
+def test_class_tokens_near_their_own_state_cost_less():
+    """Two normal images, one defective, one that takes no part; cosines 0.8 in a state and 0 between states."""
+    tokens = torch.tensor([[[1.0, 0, 0], [0.8, 0.6, 0], [0, 0, 1], [0.5, 0.5, 0.5]]])
+    expected = math.log(1 + math.exp(-0.8 / 0.1))  # of both normal images; the defective one has no like
+    assert state_loss(tokens, LABELS).item() == pytest.approx(expected, rel=1e-4)
+    assert state_loss(tokens[:, [0, 2, 1, 3]], LABELS).item() > expected
+    assert state_loss(tokens[:, 2:], LABELS[:, 2:]).item() == 0  # no product shows both states
+
+
+def test_class_tokens_at_their_grades_cost_nothing():
+    cosines = torch.tensor([[1.0, 0.3, 0.1, 0.1], [0.3, 1, 0.1, 0.1], [0.1, 0.1, 1, 0.1], [0.1, 0.1, 0.1, 1]])
+    tokens = torch.linalg.cholesky(cosines)[None]  # its rows have just these cosines
+    others = torch.nn.functional.pad(tokens, (4, 0))  # a second product, orthogonal to the first
+    both = torch.cat([torch.nn.functional.pad(tokens, (0, 4)), others])
+    assert graded_loss(both, LABELS.repeat(2, 1, 1)).item() == pytest.approx(0, abs=1e-10)
+    alike = torch.cat([tokens, tokens])  # two products that look alike: the mean square of all cosines between them
+    assert graded_loss(alike, LABELS.repeat(2, 1, 1)).item() == pytest.approx(cosines.square().mean().item(), rel=1e-5)
+
+
 def test_training_from_the_seed_repeats_itself(recipe):
     one, two = (train(Trainer(recipe), 4) for _ in range(2))
     np.testing.assert_allclose(losses(one), losses(two), atol=1e-4)
@@ -86,14 +110,15 @@ def test_the_shipped_recipe_repeats_the_start_of_its_curve():
 def test_parts_follow_each_other(tmp_path):
     """The second part goes on from the first one's checkpoint, the third from its weights; resuming adds nothing."""
     longer = TINY | {"phases": [TINY["phases"][0] | {"until": 5}]}
-    parts = [("random", TINY), ("checkpoint", longer), ("weights", TINY | {"seed": 4})]
-    recipe = {"parts": [{"start": start, "recipe": recipe} for start, recipe in parts]}
+    parts = [("random", TINY, 3), ("checkpoint", longer, 5), ("weights", TINY | {"seed": 4}, 4)]
+    recipe = {"parts": [{"start": start, "stop": stop, "recipe": recipe} for start, recipe, stop in parts]}
+    del recipe["parts"][2]["stop"]  # then the recipe's last step
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     command = ["--config", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "run"), "--workers", "0"]
     assert pretrain.main(command) == 0
     ends = [torch.load(tmp_path / f"run/{k}/last.pt", weights_only=True) for k in range(3)]
-    assert [end["step"] for end in ends] == [4, 5, 4]
-    assert ends[1]["log"][:4] == ends[0]["log"]
+    assert [end["step"] for end in ends] == [3, 5, 4]
+    assert ends[1]["log"][:3] == ends[0]["log"]
     assert len(ends[2]["log"]) == 4
     log = (tmp_path / "run/2/log.csv").read_text()
     assert pretrain.main([*command, "--resume"]) == 0

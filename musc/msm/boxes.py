@@ -3,6 +3,9 @@
 Rows to be added up are given by their addresses, the middle one first and then pairs at growing distances from it:
 neighbouring tokens of the one image, or one row shifted to neighbouring tokens of the other. Every sum is then one pass
 over memory whatever the aggregation degree, and the last one is judged before it is stored.
+
+numba's cache of a caller does not see a change of what it calls in another file: after an edit here, in `gram` or in
+`kernels`, delete `musc/msm/__pycache__`.
 """
 
 from __future__ import annotations

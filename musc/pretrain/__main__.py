@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train the parts of the recipe one after the other, each from where the one before it ended."""
+    """Train the parts of the recipe one after the other, each from where the one before it ended: at its last step, or
+    at its "stop"."""
     path = arguments.config or vit.EMBEDDED_WEIGHTS.with_suffix(".json")
     parts = json.loads(path.read_text())["parts"]
     folders = [arguments.out / str(number) for number, _ in enumerate(parts)]
@@ -57,16 +58,16 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             vit.save(Trainer.resume(before / LAST).averaged(), before / "weights.safetensors")
             trainer = Trainer(recipe, before / "weights.safetensors")
-        train(trainer, folder, arguments)
+        train(trainer, folder, arguments, part.get("stop", recipe.steps))
         if arguments.steps and trainer.number >= arguments.steps:
             break
     return 0
 
 
-def train(trainer: Trainer, folder: Path, arguments: argparse.Namespace) -> None:
-    """Run one part to its end (or to --steps), with a checkpoint and a log every so often."""
+def train(trainer: Trainer, folder: Path, arguments: argparse.Namespace, stop: int) -> None:
+    """Run one part to step `stop` (or to --steps), with a checkpoint and a log every so often."""
     recipe = trainer.recipe
-    end = min(recipe.steps, arguments.steps or recipe.steps)
+    end = min(recipe.steps, stop, arguments.steps or stop)
     for images, masks in batches(recipe, trainer.number, arguments.workers):
         if trainer.number >= end:
             break

@@ -6,7 +6,8 @@ distance to the nearest token of the other images of its product, averaged over 
   - `identity`: a normal token must be nearer to its own product's tokens than to any other product's;
   - `product`: class tokens of one product must be nearer to each other than to those of others (for RsCIN);
   - `state`: within a product, those of defective images nearer to each other than to those of normal ones, and the
-    reverse: RsCIN smooths scores over near class tokens, which helps where neighbours share their label.
+    reverse: RsCIN smooths scores over near class tokens, which helps where neighbours share their label;
+  - `graded`: both, and images that only share their product far apart, so that RsCIN trusts them little.
 """
 
 from __future__ import annotations
@@ -129,6 +130,24 @@ def state_loss(
     return -((logits.log_softmax(-1) * same).sum(-1) / same.sum(-1).clamp_min(1))[told].mean()
 
 
+def graded_loss(
+    class_tokens: Float[Tensor, "P K C"], labels: Int[Tensor, "P K M"], alike: float = 0.3, product: float = 0.1
+) -> Float[Tensor, ""]:
+    """Mean squared distance of the cosines from what they should be: `alike` for two images of one product and state,
+    `product` for two of one product, at most 0 for two products. An image's own cosine is 1, so the smaller these are,
+    the less RsCIN mixes into its score that does not look like it."""
+    P, K, _ = class_tokens.shape
+    z = F.normalize(class_tokens.flatten(0, 1), dim=-1)
+    owner = torch.arange(P).repeat_interleave(K)
+    defective, normal = (labels == DEFECTIVE).any(-1).flatten(), (labels == NORMAL).all(-1).flatten()
+    same = owner[:, None] == owner
+    state = defective[:, None] & defective | normal[:, None] & normal
+    target = torch.where(state, alike, product)
+    cosine = z @ z.T
+    within = (cosine - target).square()[same & ~torch.eye(P * K, dtype=torch.bool)].mean()
+    return within + cosine[~same].clamp_min(0).square().mean()
+
+
 def objective(
     stages: list[Tensor],
     class_tokens: Tensor,
@@ -142,11 +161,12 @@ def objective(
     product_weight: float = 0.1,
     local_weight: float = 0.5,
     state_weight: float = 0.0,
+    graded_weight: float = 0.0,
     heads: Iterable[nn.Module] = (),
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of a batch, and its parts for the log: `ranking`, `identity` (means over the stages), `product`,
-    `state`, and `auroc`, the share of (defective, normal) query pairs of a product that the mean of the stages' scores
-    orders right.
+    `state`, `graded`, and `auroc`, the share of (defective, normal) query pairs of a product that the mean of the
+    stages' scores orders right.
 
     stages: per stage the tokens [P * K, M, C]. class_tokens: [P * K, C]. masks: the changed pixels.
     """
@@ -181,8 +201,10 @@ def objective(
     by_product = class_tokens.reshape(P, K, -1)
     product, state = product_loss(by_product), state_loss(by_product, labels)
     loss = joint + rank + identity_weight * ident + product_weight * product + local_weight * local
-    loss = loss + state_weight * state
-    parts = {"joint": joint, "ranking": rank, "identity": ident, "product": product, "state": state, "local": local}
+    graded = graded_loss(by_product, labels)
+    loss = loss + state_weight * state + graded_weight * graded
+    parts = {"joint": joint, "ranking": rank, "identity": ident, "product": product, "state": state, "graded": graded}
+    parts["local"] = local
     log = {name: float(value.detach()) for name, value in parts.items()}
     return loss, log | {"auroc": pair_auroc(mean.detach(), kinds)}
 

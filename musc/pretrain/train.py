@@ -56,6 +56,7 @@ class Recipe:
     product_weight: float = 0.1
     local_weight: float = 0.5
     state_weight: float = 0.0
+    graded_weight: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -223,6 +224,7 @@ class Trainer:
             product_weight=recipe.product_weight,
             local_weight=recipe.local_weight,
             state_weight=recipe.state_weight,
+            graded_weight=recipe.graded_weight,
             heads=self.heads,
         )
         loss.backward()
@@ -284,6 +286,6 @@ class Trainer:
 
 def write_log(log: list[dict[str, float]], path: Path) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(log[0]))
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for line in log for name in line)))
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" for k, v in line.items()} for line in log)
