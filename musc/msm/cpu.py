@@ -54,8 +54,9 @@ def has_wide_products() -> bool:
 class Layout:
     """The patch grid as the kernels see it: as columns, a patch row takes `pitch` places, the last ones empty.
 
-    wide: integers take AVX-512 VNNI. basis: [C, K] orthonormal directions whose products take 16-bit integers and the
-    rest 8-bit ones; None: all take 16 bits, or float32 where `integer` is False. sure: margins bound every rounding
+    wide: integers take AVX-512 VNNI. turn: two matrices [C, K], A and V, such that x - (x A) V^T turns a token so that
+    its first K coordinates lie along the directions that matter most; their products take 16-bit integers, the others'
+    8-bit ones. None: all take 16 bits, or float32 where `integer` is False. sure: margins bound every rounding
     error, not just likely ones.
     """
 
@@ -64,7 +65,7 @@ class Layout:
     degrees: tuple[int, ...]
     integer: bool
     wide: bool = False
-    basis: np.ndarray | None = None
+    turn: tuple[np.ndarray, np.ndarray] | None = None
     sure: bool = True
 
     @cached_property
@@ -104,17 +105,18 @@ class Layout:
     def operands(self, C: int) -> list[tuple[tuple[int, ...], type]]:
         """Shapes and types of an image's rows, columns and offset as `gram.products` takes them."""
         steps, spans = 0, 0
-        if self.basis is not None:
-            spans = -(-C // (4 * gram.SPAN))
-            steps, C = spans * gram.SPAN, self.basis.shape[1]
+        if self.turn is not None:
+            K = self.turn[0].shape[1]
+            spans = -(-(C - K) // (4 * gram.SPAN))
+            steps, C = spans * gram.SPAN, K
         steps += (C + 1) // 2
         M, panels = self.H * self.W * self.integer, -(-self.H * self.pitch // self.cols) * self.integer
         shapes = (-(-M // gram.ROWS), steps, gram.ROWS), (panels, steps, self.cols), (panels, spans, self.cols)
         return [(shape, np.int32) for shape in shapes]
 
     def workspace(self, C: int) -> tuple[np.ndarray, ...]:
-        """For an image in preparation: raw tokens, the part of them outside of the basis, and that inside of it."""
-        shapes = (M := self.H * self.W, C), (M, C + -C % (4 * gram.SPAN)), (M, DIRECTIONS)
+        """For an image in preparation: raw tokens, then room for their coordinates: the most, and twice the first."""
+        shapes = (M := self.H * self.W, C), (M, C + 4 * gram.SPAN), (M, DIRECTIONS), (M, DIRECTIONS)
         return tuple(arrays(*[(shape, np.float32) for shape in shapes]))
 
     def scratch(self, C: int) -> tuple[Any, ...]:
@@ -181,7 +183,19 @@ class Image:
     as_columns: tuple[np.ndarray, ...]
 
 
-def directions(sample: Tensor, K: int) -> np.ndarray:
+def turned(basis: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """`Layout.turn` from an orthonormal basis [C, K] of the directions that matter most.
+
+    A product of K reflections (Householder) takes them to the first K axes: I - V T V^T, with A = V T. So the others
+    are C - K coordinates, and not the C of what is left when the tokens' parts in the basis are taken away.
+    """
+    packed, tau = torch.geqrf(basis.double())
+    V = packed.tril(-1) + torch.eye(*basis.shape, dtype=torch.float64)
+    T = torch.linalg.inv((V.T @ V).triu(1) + torch.diag(1 / tau.clamp_min(1e-30)))  # tau 0: nothing to do
+    return (V @ T).float().numpy(), V.float().contiguous().numpy()
+
+
+def directions(sample: Tensor, K: int) -> Tensor:
     """[C, K] orthonormal: about the directions in which the sample [S, C] is longest, by two power iterations."""
     C = sample.shape[1]
     found = torch.randn(C, K + 8, generator=torch.Generator().manual_seed(0))
@@ -189,7 +203,7 @@ def directions(sample: Tensor, K: int) -> np.ndarray:
         found, _ = torch.linalg.qr(sample.T @ (sample @ found))
     seen = sample @ found
     _, turn = torch.linalg.eigh(seen.T @ seen)
-    return (found @ turn[:, -K:]).contiguous().numpy()
+    return found @ turn[:, -K:]
 
 
 def arrays(*kinds: tuple[tuple[int, ...], type]) -> list[np.ndarray]:
@@ -238,7 +252,7 @@ def prepare(tokens: Tensor, layout: Layout, workspace: tuple[np.ndarray, ...] | 
     met = np.stack([_neighbourhood(length, H, W, h) for h in halves]) * inverse
     lost = np.stack([_neighbourhood(error, H, W, h) for h in halves]) * inverse
     spread = np.empty(M, np.float32)
-    if layout.basis is not None:
+    if layout.turn is not None:
         kernels.lengths(left, error)
         for d, h in enumerate(halves):
             kernels.box(along, H, W, h, none, within[d])
@@ -249,7 +263,7 @@ def prepare(tokens: Tensor, layout: Layout, workspace: tuple[np.ndarray, ...] | 
             lost[d] += spread * inverse[d]
         within *= inverse
     slack = SUMMED + C * ROUNDING
-    beyond = np.sqrt(np.maximum(1 - within**2, 0)) + slack * met  # length outside of the basis
+    beyond = np.sqrt(np.maximum(1 - within**2, 0)) + slack * met  # length of what takes 8 bits
     margin = _bound(lost, beyond, C, layout) + slack * met**2 / 2
     margin = np.minimum(margin, 2).astype(np.float32)
     first = np.stack([_first_of_equals(size[d], unit, d) for d in range(D)])
@@ -267,21 +281,27 @@ def _integers(
     """A workspace's raw tokens as panels for `gram.products`, and the scales of the 8-bit and the 16-bit integers.
 
     out: rows, columns, offset, error, which receives the length of what 16 bits leave out of every token. Last come the
-    tokens' coordinates in the basis, and what 8 bits leave out of the rest.
+    tokens' coordinates that take 16 bits, and what 8 bits leave out of the others.
     """
-    raw, low, high = workspace
-    scale8 = 1.0
-    if layout.basis is None:
-        low, high = np.zeros((len(raw), 0), np.float32), raw
+    raw, scale8 = workspace[0], 1.0
+    M, C = raw.shape
+    if layout.turn is None:
+        low, high = np.zeros((M, 0), np.float32), raw
     else:
-        basis, tokens = torch.from_numpy(layout.basis), torch.from_numpy(raw)
-        high = high.reshape(-1)[: len(raw) * basis.shape[1]].reshape(len(raw), -1)  # [M, K]
-        along, rest = torch.from_numpy(high), torch.from_numpy(low)[:, : raw.shape[1]]
-        torch.mm(tokens, basis, out=along)
-        torch.addmm(tokens, along, basis.T, alpha=-1, out=rest)
-        left = np.empty(len(raw), np.float32)
+        A, V = (torch.from_numpy(matrix) for matrix in layout.turn)
+        K = A.shape[1]
+        width = -(-(C - K) // (4 * gram.SPAN)) * 4 * gram.SPAN  # zeros fill the last span
+        low, high, inner = (
+            room.reshape(-1)[: M * n].reshape(M, n) for room, n in zip(workspace[1:], (width, K, K), strict=True)
+        )
+        low[:, C - K :] = 0
+        tokens, product = torch.from_numpy(raw), torch.from_numpy(inner)
+        torch.mm(tokens, A, out=product)
+        torch.addmm(tokens[:, :K], product, V[:K].T, alpha=-1, out=torch.from_numpy(high))
+        torch.addmm(tokens[:, K:], product, V[K:].T, alpha=-1, out=torch.from_numpy(low)[:, : C - K])
+        left = np.empty(M, np.float32)
         kernels.lengths(low, left)
-        scale8 = layout.top8 / max(layout.clip * np.sqrt(np.square(left).sum() / raw.size), 1e-18)
+        scale8 = layout.top8 / max(layout.clip * np.sqrt(np.square(left).sum() / (M * (C - K))), 1e-18)
         if not layout.wide:
             scale8 = min(scale8, gram.LANE / max(float(kernels.longest_lane(low)), 1e-18))
     most = float(max(high.max(), -high.min()))
@@ -298,7 +318,7 @@ def _bound(lost: np.ndarray, beyond: np.ndarray, C: int, layout: Layout) -> np.n
     lost: length of rounding errors; beyond: of what was rounded; both relative. They enter a cosine as
     lost_a beyond_b + beyond_a lost_b + lost_a lost_b, and x y <= (x^2 / t + t y^2) / 2 for any t makes that a sum.
     """
-    if layout.basis is None:
+    if layout.turn is None:
         return lost + lost**2 / 2
     t = layout.clip / layout.top8 / np.sqrt(12)
     likely = 1 if layout.sure else LIKELY / np.sqrt(C)
@@ -393,9 +413,9 @@ def ways(image: Callable[[int], Tensor], plan: Plan, layout: Layout, precision: 
     some = sorted({p for pair in plan.pairs() for p in pair})
     picked = [image(p)[:: -(-layout.H * layout.W // 128)].float() for p in some[:: -(-len(some) // 8)]]
     sample = torch.cat([tokens - tokens.mean() for tokens in picked])
-    basis = directions(sample, max(1, min(DIRECTIONS, sample.shape[1] // 4, len(sample) // 2)))
-    likely = [replace(layout, basis=basis, sure=False)] if precision != "float32" else []
-    return [*likely, replace(layout, basis=basis), layout]
+    turn = turned(directions(sample, max(1, min(DIRECTIONS, sample.shape[1] // 4, len(sample) // 2))))
+    likely = [replace(layout, turn=turn, sure=False)] if precision != "float32" else []
+    return [*likely, replace(layout, turn=turn), layout]
 
 
 def compare(a: Image, b: Image, layout: Layout, scratch: tuple[Any, ...]) -> tuple[Tensor, Tensor, int]:

@@ -9,7 +9,7 @@ import argparse
 import csv
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +165,7 @@ def categories(tile: Path | None, good: int, defects: int) -> Iterator[Category]
         yield synthetic.category(name, good=good, defects=defects)
     yield from (texture(name) for name in TEXTURES)
     if tile:
-        yield load_category("mvtec_ad", tile.parent, tile.name)
+        yield replace(load_category("mvtec_ad", tile.parent, tile.name), dataset="magnetic_tile")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--deit", type=Path, help="weights of DeiT-Tiny, to measure it too")
     parser.add_argument("--tile", type=Path, help="folder of the magnetic tiles in the MVTec AD layout")
     parser.add_argument("--only", nargs="+", help="rows to measure")
-    parser.add_argument("--data", nargs="+", help="categories to measure")
+    parser.add_argument("--data", nargs="+", help="categories or data sets to measure")
     parser.add_argument("--good", type=int, default=24)
     parser.add_argument("--defects", type=int, default=16)
     arguments = parser.parse_args(argv)
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
         writer = csv.DictWriter(file, ["method", "dataset", "category", *METRICS])
         writer.writeheader()
         for category in categories(arguments.tile, arguments.good, arguments.defects):
-            if arguments.data and category.name not in arguments.data:
+            if arguments.data and not {category.name, category.dataset} & set(arguments.data):
                 continue
             for name, method in methods(arguments.deit, arguments.weights).items():
                 if arguments.only and name not in arguments.only:
