@@ -252,7 +252,8 @@ def _measure(category: Category, musc: MuSc, features: Features, variants: dict,
     def measured(names: list[tuple[str, str]]) -> list[dict]:
         maps = _maps(features, variants[names[0]], scores, size)
         raw = maps.flatten(1).amax(dim=1)
-        rows, pixel = [], {}
+        rows: list[dict] = []
+        pixel: dict[str, dict[str, float]] = {}
         for experiment, row in names:
             windows = variants[experiment, row].windows
             one = MuSc(musc.config if windows is None else musc.config.replace(windows=windows))

@@ -34,7 +34,7 @@ class ViTConfig:
     patch embedding, doubled at each halving of the image. mean, std: of the colour channels of images in [0, 1].
     """
 
-    image_size: int = 224
+    image_size: int = 256
     patch_size: int = 8
     depth: int = 4
     width: int = 96
@@ -248,6 +248,13 @@ class ViT(nn.Module):
             return self.position
         return F.interpolate(self.position, (height, width), mode="bicubic", align_corners=False)
 
+    def resized(self, image_size: int | None) -> ViT:
+        """The same network, its position embedding stored for images of `image_size` pixels (None: as it is)."""
+        model = ViT(dataclasses.replace(self.config, image_size=image_size or self.image_size))
+        side = model.image_size // model.patch_size
+        model.load_state_dict(self.state_dict() | {"position": self.position_embedding(side, side).detach()})
+        return model.eval().requires_grad_(False)
+
     def forward_stages(
         self, images: Float[Tensor, "B 3 H W"], stages: tuple[int, ...] | None = None
     ) -> tuple[list[Float[Tensor, "B M C"]], Float[Tensor, "B C"]]:
@@ -281,6 +288,16 @@ class ViT(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         """The class tokens of `forward_stages`."""
         return self.forward_stages(images)[1]
+
+
+def mean(models: list[ViT], shares: list[float]) -> ViT:
+    """The network whose weights are the mean of several networks' of one shape: of parts of one training, it often
+    generalises better than any of them (Wortsman et al. 2022)."""
+    model, states = ViT(models[0].config), [each.state_dict() for each in models]
+    model.load_state_dict(
+        {key: sum(share * state[key] for share, state in zip(shares, states, strict=True)) for key in states[0]}
+    )
+    return model
 
 
 def save(model: ViT, path: str | Path, metadata: dict[str, str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Pretraining: the image program and the training are reproducible, and the shipped weights are what they say."""
 
 import csv
+import dataclasses
 import json
 import math
 
@@ -113,6 +114,7 @@ def test_parts_follow_each_other(tmp_path):
     parts = [("random", TINY, 3), ("checkpoint", longer, 5), ("weights", TINY | {"seed": 4}, 4)]
     recipe = {"parts": [{"start": start, "stop": stop, "recipe": recipe} for start, recipe, stop in parts]}
     del recipe["parts"][2]["stop"]  # then the recipe's last step
+    recipe |= {"average": {"1": 0.25, "2": 0.75}, "image_size": 64}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     command = ["--config", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "run"), "--workers", "0"]
     assert pretrain.main(command) == 0
@@ -126,17 +128,21 @@ def test_parts_follow_each_other(tmp_path):
     assert pretrain.main([*command, "--export", str(tmp_path / "out.safetensors")]) == 0
     got = vit.load(tmp_path / "out.safetensors").state_dict()
     name = next(iter(got))
-    torch.testing.assert_close(got[name], ends[2]["average"][name], atol=1e-3, rtol=1e-3)
+    expected = 0.25 * ends[1]["average"][name] + 0.75 * ends[2]["average"][name]
+    torch.testing.assert_close(got[name], expected, atol=1e-3, rtol=1e-3)
+    assert got["position"].shape[-2:] == (8, 8)
+    assert pretrain.main([*command[:3], str(tmp_path / "none"), "--export", str(tmp_path / "none.safetensors")]) == 2
 
 
 def test_shipped_weights_are_small_and_of_the_recipe_beside_them():
     assert vit.EMBEDDED_WEIGHTS.stat().st_size <= 16 << 20
     model = vit.load()
-    assert [Recipe.from_dict(part["recipe"]).vit for part in shipped()] == [model.config] * len(shipped())
+    trained = dataclasses.replace(model.config, image_size=224)
+    assert [Recipe.from_dict(part["recipe"]).vit for part in shipped()] == [trained] * len(shipped())
     assert model.config == vit.ViTConfig()  # the defaults describe the shipped network: `musc backbones` shows them
 
 
-@pytest.mark.parametrize("size", [224, 160])
+@pytest.mark.parametrize("size", [256, 160])
 def test_shipped_weights_tell_a_defect_from_normal_variation(size):
     """On one easy product the trained network separates images that an untrained one of the same shape does not."""
     from musc import MuSc, MuScConfig

@@ -6,12 +6,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from musc import vit
-from musc.errors import MuscError
+from musc.errors import ConfigError, MuscError
 from musc.pretrain.train import Recipe, Trainer, batches, write_log
+from musc.vit import ViT
 
 LAST = "last.pt"
 
@@ -25,7 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw images")
     parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--export", type=Path, help="only write the last checkpoint's weights to this file")
+    parser.add_argument(
+        "--export", type=Path, help="only write the weights, or so far the last checkpoint's, to this file"
+    )
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -40,11 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Train the parts of the recipe one after the other, each from where the one before it ended: at its last step, or
     at its "stop"."""
     path = arguments.config or vit.EMBEDDED_WEIGHTS.with_suffix(".json")
-    parts = json.loads(path.read_text())["parts"]
+    plan = json.loads(path.read_text())
+    parts = plan["parts"]
     folders = [arguments.out / str(number) for number, _ in enumerate(parts)]
     if arguments.export:
-        trainer = Trainer.resume(next(f for f in reversed(folders) if (f / LAST).is_file()) / LAST)
-        vit.save(trainer.averaged(), arguments.export, {"step": str(trainer.number)})
+        vit.save(result(folders, plan), arguments.export)
         return 0
     for part, folder, before in zip(parts, folders, [None, *folders], strict=False):
         recipe = Recipe.from_dict(part["recipe"])
@@ -62,6 +66,19 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.steps and trainer.number >= arguments.steps:
             break
     return 0
+
+
+def result(folders: list[Path], plan: dict[str, Any]) -> ViT:
+    """The network of the last checkpoint; once the last part has one, the mean that the plan asks for ("average": the
+    share of each part by its number), its position embedding resized to the input size ("image_size")."""
+    found = [number for number, folder in enumerate(folders) if (folder / LAST).is_file()]
+    if not found:
+        raise ConfigError(f"{folders[0].parent}: no checkpoint to export; train first, with this folder as --out.")
+    shares = {str(found[-1]): 1.0}
+    if found[-1] == len(folders) - 1:
+        shares = plan.get("average", shares)
+    models = [Trainer.resume(folders[int(number)] / LAST).averaged() for number in shares]
+    return vit.mean(models, list(shares.values())).resized(plan.get("image_size"))
 
 
 def train(trainer: Trainer, folder: Path, arguments: argparse.Namespace, stop: int) -> None:

@@ -31,7 +31,7 @@ from musc.evaluation import evaluate, read_truth
 from musc.pipeline import MuSc, upsample
 
 TEXTURES = ("brick", "gravel", "grass")
-CROP, SIDE = 128, 224
+CROP, SIDE = 128, 256  # of the crops in pixels, and as fixed features see them
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pro")
 
 

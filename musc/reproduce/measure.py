@@ -166,7 +166,7 @@ def backbones(lab: Profile, number: int) -> pd.DataFrame:
         size = lab.musc(SYNTHETIC).backbone.image_size
         variants: dict[str, dict[str, Any]] = {f"{own}, {size} px": {}}
         if own == "procedural" and size != 224:
-            variants[f"{own}, 224 px"] = {"image_size": 224}  # the size at which it was trained
+            variants[f"{own}, 224 px"] = {"image_size": 224}  # patches more and finer
         variants[f"{own}, {size} px, untrained"] = {"weights": "random"}
     else:
         names = (lab.config.backbone,) if lab.chosen_backbone else tuple(TABLE_8)
