@@ -292,8 +292,9 @@ for note in consistency.describe(groups, [f"image {i}" for i in rows]):
 
 # %% [markdown]
 # With `MuScConfig(consistency="warn")`, or `musc run photos/ --consistency warn`, a run says this in its notes. With `"correct"` the patches concerned are
-# scored over the images *outside* their group, which is the dashed curve above. It mends wood and most of the bottle tops. Some
-# capsules it takes for a group although they share no defect, and makes their ranking worse. The wood, plain and corrected:
+# scored over the images *outside* their group, which is the dashed curve above. It mends wood, bottle tops up to 40 %,
+# and most capsules; one of their sets it takes for a group although nothing is shared (10 %). From half of the bottle tops on it takes
+# the *good* ones for the group, and turns their ranking round. The wood, plain and corrected:
 
 # %% mystnb={"figure": {"caption": "Images that share a defect, their maps by the plain method, and corrected.", "name": "fig-fails-corrected"}, "image": {"alt": "Defective images in the first row; dark maps below; corrected maps with a bright spot at the defect."}}
 shown = [0, *range(len(rows) - 3, len(rows))]
@@ -321,8 +322,8 @@ figures.panels(
 )
 
 # %% [markdown]
-# What it cannot do stands in the curves too. **It finds a defect only if that would stand out clearly were it rare**; the capsule's is faint at this
-# size. Parts that come in a few poses or variants look the same to it: of the normal sets on which it was measured a few were
+# What it cannot do stands in the curves too. **It finds a defect only if that would stand out clearly were it
+# rare.** Parts that come in a few poses or variants look the same to it: of the normal sets on which it was measured a few were
 # warned of ({py:mod}`musc.consistency` has the numbers), so read the warning as a question. And at **60 %** the defect is the majority. By
 # frequency it *is* the normal state; nothing short of a label or a reference image can say otherwise (third exercise).
 #
@@ -503,7 +504,7 @@ figures.panels(
 )
 
 # %% [markdown]
-# With windows of one or two patches the board stands out. With four it does not: the next capacitor is less than five patches away, and vouches
+# With windows of one or two patches the board stands out. With four it hardly does: the next capacitor is less than five patches away, and vouches
 # again. So take the window a little wider than parts move, and narrower than equal parts are apart. With shifted parts it compares different things.
 #
 # ## Small defects in large images

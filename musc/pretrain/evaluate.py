@@ -32,7 +32,7 @@ from musc.pipeline import MuSc, upsample
 
 TEXTURES = ("brick", "gravel", "grass")
 CROP, SIDE = 128, 256  # of the crops in pixels, and as fixed features see them
-METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pro")
+METRICS = ("image_auroc", "before_rscin", "pixel_auroc", "pixel_ap", "pro")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ def filters(tokens: Callable[[Tensor], Tensor], category: Category) -> dict[str,
 
 def _row(measured: dict) -> dict[str, float]:
     pixel = measured["pixel_clean"]
-    return dict(zip(METRICS, (measured["image"]["auroc"], pixel["auroc"], pixel["ap"], pixel["pro"]), strict=True))
+    image = (measured[name]["auroc"] for name in ("image", "image_before_rscin"))
+    return dict(zip(METRICS, (*image, pixel["auroc"], pixel["ap"], pixel["pro"]), strict=True))
 
 
 def methods(deit: Path | None, weights: Path | None) -> dict[str, Callable[[Category], dict[str, float]]]:
