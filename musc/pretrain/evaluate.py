@@ -161,11 +161,17 @@ def methods(deit: Path | None, weights: Path | None) -> dict[str, Callable[[Cate
     return rows
 
 
-def categories(tile: Path | None, good: int, defects: int) -> Iterator[Category]:
+def categories(tile: Path | None, good: int, defects: int, wanted: set[str] | None = None) -> Iterator[Category]:
+    """Every category, or those that are `wanted` by their own or their data set's name."""
+
+    def asked(dataset: str, name: str) -> bool:
+        return not wanted or bool({dataset, name} & wanted)
+
     for name in (*synthetic.CATEGORIES, *synthetic.HARD):
-        yield synthetic.category(name, good=good, defects=defects)
-    yield from (texture(name) for name in TEXTURES)
-    if tile:
+        if asked("synthetic", name):
+            yield synthetic.category(name, good=good, defects=defects)
+    yield from (texture(name) for name in TEXTURES if asked("skimage", name))
+    if tile and asked("magnetic_tile", tile.name):
         yield replace(load_category("mvtec_ad", tile.parent, tile.name), dataset="magnetic_tile")
 
 
@@ -183,9 +189,8 @@ def main(argv: list[str] | None = None) -> None:
     with arguments.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["method", "dataset", "category", *METRICS])
         writer.writeheader()
-        for category in categories(arguments.tile, arguments.good, arguments.defects):
-            if arguments.data and not {category.name, category.dataset} & set(arguments.data):
-                continue
+        wanted = set(arguments.data or ())
+        for category in categories(arguments.tile, arguments.good, arguments.defects, wanted):
             for name, method in methods(arguments.deit, arguments.weights).items():
                 if arguments.only and name not in arguments.only:
                     continue
