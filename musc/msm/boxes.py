@@ -40,6 +40,14 @@ def _middle(builder, rows, at):
     return [_load(builder, first, k, _F32x8) for k in PLACES]
 
 
+def _cosines(builder, at, rows, pairs, scale, factor):
+    """Of each vector of a chunk its place and its values, box sum * factor * scale."""
+    sums = _add_pairs(builder, _middle(builder, rows, at), builder.add(rows, _I64(8)), pairs, at)
+    for total, k in zip(sums, PLACES, strict=True):
+        of = _load(builder, builder.add(scale, at), k, _F32x8)
+        yield k, builder.fmul(builder.fmul(total, factor), of)
+
+
 def _hits(builder, values, bounds, address, offset):
     """A byte at address + offset: bit k is set where values[k] >= bounds[k]."""
     bits = builder.bitcast(builder.fcmp_ordered(">=", values, bounds), _I8)
@@ -81,12 +89,10 @@ def _judge(typingctx, chunks, rows, pairs, scale, margin, best, factor, own, val
         factor, own = _same(builder, factor, _F32x8), _same(builder, own, _F32x8)
         loop = _Loop(builder, chunks, [ir.Constant(_F32x8, [LOWEST] * 8)], "chunks")
         at = builder.mul(loop.at, _I64(4 * CHUNK))
-        sums = _add_pairs(builder, _middle(builder, rows, at), builder.add(rows, _I64(8)), pairs, at)
         mark = builder.add(marks, builder.mul(loop.at, _I64(8)))
         top, floor = None, loop.values[0]
-        for total, k in zip(sums, PLACES, strict=True):
-            of, doubt, known = (_load(builder, builder.add(array, at), k, _F32x8) for array in (scale, margin, best))
-            value = builder.fmul(builder.fmul(total, factor), of)
+        for k, value in _cosines(builder, at, rows, pairs, scale, factor):
+            doubt, known = (_load(builder, builder.add(array, at), k, _F32x8) for array in (margin, best))
             _store(builder, value, builder.add(values, at), k)
             upper = builder.fadd(value, doubt)
             top = upper if top is None else _larger(builder, top, upper)
@@ -141,11 +147,9 @@ def _largest(typingctx, chunks, rows, pairs, scale, best, factor, tops):
         factor = _same(builder, factor, _F32x8)
         loop = _Loop(builder, chunks, [ir.Constant(_F32x8, [LOWEST] * 8)], "chunks")
         at = builder.mul(loop.at, _I64(4 * CHUNK))
-        sums = _add_pairs(builder, _middle(builder, rows, at), builder.add(rows, _I64(8)), pairs, at)
         top = loop.values[0]
-        for total, k in zip(sums, PLACES, strict=True):
-            of, known = (_load(builder, builder.add(array, at), k, _F32x8) for array in (scale, best))
-            value = builder.fmul(builder.fmul(total, factor), of)
+        for k, value in _cosines(builder, at, rows, pairs, scale, factor):
+            known = _load(builder, builder.add(best, at), k, _F32x8)
             _store(builder, _larger(builder, value, known), builder.add(best, at), k)
             top = _larger(builder, value, top)
         _store(builder, loop.end([top])[0], tops, 0)

@@ -160,14 +160,16 @@ def rows(ring, start, stop, grid, halves, a, b, place, buffers, candidates, roug
     best, for_rows, for_columns = candidates
     found, upper, count = for_rows
     listed, bounds, counts = for_columns
-    n, nothing, order, widest = len(zeros), zeros.ctypes.data, np.argsort(halves), halves.max()
+    n, nothing, widest = len(zeros), zeros.ctypes.data, halves.max()
+    wider = np.argsort(halves)[np.count_nonzero(halves == 0) :]  # degrees beyond 1, by size
     guard = 4 * widest * (pitch + 1)  # in bytes
     # addresses of the rows whose sums each step takes (see `boxes`): over v and x of a, over x and y of b
     over_v, over_x, gram = np.empty((3, 2 * widest + 1), np.int64)
     along_of, boxed_of = np.empty((2, len(halves), 2 * widest + 1), np.int64)
     more, outs, one = np.empty(len(halves), np.int64), np.empty(len(halves), np.int64), np.empty((3, 1), np.int64)
+    for k, d in enumerate(wider):
+        more[k] = halves[d] - (halves[wider[k - 1]] if k else 0)
     for d in range(len(halves)):
-        more[d] = halves[order[d]] - (halves[order[d - 1]] if d else 0)
         _around(across.ctypes.data + guard, 4, halves[d], along_of[d])
         _around(along.ctypes.data + guard, 4 * pitch, halves[d], boxed_of[d])
     one[1, 0], one[2, 0] = across.ctypes.data + guard, along.ctypes.data + guard
@@ -175,10 +177,10 @@ def rows(ring, start, stop, grid, halves, a, b, place, buffers, candidates, roug
         for x in range(-widest, W):
             ahead = x + widest  # the token (y, ahead) is needed from now on
             if widest and ahead < W:
-                for d in range(len(halves)):
-                    outs[d] = sums.ctypes.data + order[d] * sums.strides[0] + ahead % sums.shape[1] * sums.strides[1]
+                for k, d in enumerate(wider):
+                    outs[k] = sums.ctypes.data + d * sums.strides[0] + ahead % sums.shape[1] * sums.strides[1]
                 _cyclic(ring, y * W + ahead, 0, H * W, W, widest, nothing, over_v)
-                add(n, over_v, more, outs, len(halves))
+                add(n, over_v, more, outs, len(wider))
             if x < 0:
                 continue
             m = y * W + x
@@ -213,7 +215,7 @@ def settle(a, b, unit_a, unit_b, place, candidates, to_b, winner, to_a):
     """
     _, _, first_a = a
     _, margin_b, first_b = b
-    _, (found, upper, count), (listed, bounds, counts) = candidates
+    best, (found, upper, count), (listed, bounds, counts) = candidates
     M = unit_a.shape[1]
     done = 0
     for d in range(to_b.shape[0]):
@@ -239,13 +241,17 @@ def settle(a, b, unit_a, unit_b, place, candidates, to_b, winner, to_a):
                 to_a[d, m], _ = _scan(unit_b[d, m], unit_a[d], first_a[d])
                 done += M
                 continue
-            known = np.float32(8)
-            for t in range(number):  # the distance is known where the row's nearest is this token
-                bounds[d, i, t] += margin_b[d, i]
-                if winner[d, listed[d, i, t]] == m:
-                    known = min(known, to_b[d, listed[d, i, t]])
-                    bounds[d, i, t] = NOTHING
-            nearest = _nearest(unit_b[d, m], unit_a[d], listed[d, i], bounds[d, i], number, known)
+            known, kept = np.float32(8), 0
+            for t in range(number):
+                row = listed[d, i, t]
+                if bounds[d, i, t] < best[d, i]:  # overtaken since it was noted
+                    continue
+                if winner[d, row] == m:  # the distance is known where the row's nearest is this token
+                    known = min(known, to_b[d, row])
+                else:
+                    listed[d, i, kept], bounds[d, i, kept] = row, bounds[d, i, t] + margin_b[d, i]
+                    kept += 1
+            nearest = _nearest(unit_b[d, m], unit_a[d], listed[d, i], bounds[d, i], kept, known)
             to_a[d, m] = nearest[0]
             done += nearest[2]
     return done

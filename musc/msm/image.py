@@ -1,0 +1,182 @@
+"""The CPU engine's preparation of one image: integer panels, lengths, and margins for what rounding leaves out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from musc.msm import gram, kernels, search
+from musc.msm.layout import Layout, arrays
+
+ROUNDING = 2.0**-24  # relative, of one float32 operation
+SUMMED = 1e-6  # of a cosine, by float32 box filters
+LIKELY = 2.0  # standard deviations of the rounding error that margins cover where precision is not "float32"
+
+
+class Units:
+    """Aggregated tokens of unit length, [M, C] for the d-th degree, made when first asked for."""
+
+    def __init__(self, tokens: Tensor, layout: Layout) -> None:
+        self.tokens, self.layout = tokens, layout
+        self.made: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, d: int) -> np.ndarray:
+        if d not in self.made:
+            raw, unit = np.empty((2, *self.tokens.shape), np.float32)
+            kernels.center(self.tokens.float().contiguous().numpy(), raw)
+            kernels.box(raw, self.layout.H, self.layout.W, self.layout.halves[d], unit, np.empty(len(raw), np.float32))
+            self.made[d] = unit
+        return self.made[d]
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image ready to be compared: raw tokens for the search, aggregated unit tokens for distances.
+
+    rows, columns: raw centred tokens, as integer panels (with `offset` and the two `scales`) or as float32 [M, C] and
+    [n, C]. unit: [D, M, C], or where margins are not sure, and distances rarely wanted, `Units`. as_rows, as_columns:
+    factors that turn products into cosines, margins of error of those, per degree and token, and of each token the
+    first that equals it.
+    """
+
+    rows: Any
+    columns: Any
+    offset: np.ndarray
+    scales: tuple[float, float]
+    unit: np.ndarray | Units
+    as_rows: tuple[np.ndarray, ...]
+    as_columns: tuple[np.ndarray, ...]
+
+
+def prepare(tokens: Tensor, layout: Layout, workspace: tuple[np.ndarray, ...] | None = None) -> Image:
+    """One image's raw tokens [M, C] as an Image.
+
+    LayerNorm over the whole map is a shift and a scale per image, and the scale goes in the L2 norm: only the shift is
+    done. What rounding leaves out of a token is measured, and summed over neighbourhoods as the tokens are. By
+    Cauchy and Schwarz it changes a cosine by no more than its share of the aggregated token's length (`_bound`).
+    """
+    M, C = tokens.shape
+    D, H, W, n = len(layout.degrees), layout.H, layout.W, layout.n
+    workspace = workspace or layout.workspace(C)
+    raw = workspace[0]
+    kernels.center(tokens.float().contiguous().numpy(), raw)
+    rows, columns, offset = arrays(*layout.operands(C))
+    unit = np.empty((D, M, C), np.float32) if layout.sure else Units(tokens, layout)
+    length, error = np.empty(M, np.float32), np.zeros(M, np.float32)
+    size, within = np.empty((D, M), np.float32), np.zeros((D, M), np.float32)
+    halves, none = layout.halves.tolist(), np.empty((0, 0), np.float32)
+    kernels.lengths(raw, length)
+    for d, h in enumerate(halves):
+        if h or layout.sure:
+            kernels.box(raw, H, W, h, unit[d] if layout.sure else none, size[d])
+        else:
+            size[d] = length
+    inverse = 1 / np.maximum(size, np.float32(1e-20))
+    valid, scales = layout.place >= 0, (1.0, 1.0)
+    sides: tuple[Any, Any] = rows, columns
+    if layout.integer:
+        scales, along, left = _integers(workspace, length, layout, rows, columns, offset, error)
+    else:
+        padded = np.zeros((n, C), np.float32)
+        padded[valid] = raw
+        sides = torch.from_numpy(raw.copy()), torch.from_numpy(padded)
+    # relative to the aggregated tokens: lengths that meet in a neighbourhood, and of those the parts left out
+    met = np.stack([_neighbourhood(length, H, W, h) for h in halves]) * inverse
+    lost = np.stack([_neighbourhood(error, H, W, h) for h in halves]) * inverse
+    spread = np.empty(M, np.float32)
+    if layout.turn is not None:
+        kernels.lengths(left, error)
+        for d, h in enumerate(halves):
+            kernels.box(along, H, W, h, none, within[d])
+            if layout.sure and h:
+                kernels.box(left, H, W, h, none, spread)
+            else:  # independent errors of r^2 tokens add up to r of them
+                spread = _neighbourhood(error, H, W, h) / (2 * h + 1)
+            lost[d] += spread * inverse[d]
+        within *= inverse
+    slack = SUMMED + C * ROUNDING
+    beyond = np.sqrt(np.maximum(1 - within**2, 0)) + slack * met  # length of what takes 8 bits
+    margin = _bound(lost, beyond, C, layout) + slack * met**2 / 2
+    margin = np.minimum(margin, 2).astype(np.float32)
+    first = np.stack([_first_of_equals(size[d], unit, d) for d in range(D)])
+    inverse /= scales[1]
+    column_scale, column_margin = np.zeros((D, n), np.float32), np.full((D, n), search.NOTHING, np.float32)
+    own = first == np.arange(M)
+    column_scale[:, valid] = np.where(own, inverse, 0)
+    column_margin[:, valid] = np.where(own, margin, search.NOTHING)
+    return Image(*sides, offset, scales, unit, (inverse, margin, first), (column_scale, column_margin, first))
+
+
+def _integers(
+    workspace: tuple[np.ndarray, ...], length: np.ndarray, layout: Layout, *out: np.ndarray
+) -> tuple[tuple[float, float], np.ndarray, np.ndarray]:
+    """A workspace's raw tokens as panels for `gram.products`, and the scales of the 8-bit and the 16-bit integers.
+
+    out: rows, columns, offset, error, which receives the length of what 16 bits leave out of every token. Last come the
+    tokens' coordinates that take 16 bits, and what 8 bits leave out of the others.
+    """
+    raw, scale8 = workspace[0], 1.0
+    M, C = raw.shape
+    if layout.turn is None:
+        low, high = np.zeros((M, 0), np.float32), raw
+    else:
+        A, V = (torch.from_numpy(matrix) for matrix in layout.turn)
+        K = A.shape[1]
+        width = -(-(C - K) // (4 * gram.SPAN)) * 4 * gram.SPAN  # zeros fill the last span
+        low, high, inner = (
+            room.reshape(-1)[: M * n].reshape(M, n) for room, n in zip(workspace[1:], (width, K, K), strict=True)
+        )
+        low[:, C - K :] = 0
+        tokens, product = torch.from_numpy(raw), torch.from_numpy(inner)
+        torch.mm(tokens, A, out=product)
+        torch.addmm(tokens[:, :K], product, V[:K].T, alpha=-1, out=torch.from_numpy(high))
+        torch.addmm(tokens[:, K:], product, V[K:].T, alpha=-1, out=torch.from_numpy(low)[:, : C - K])
+        left = np.empty(M, np.float32)
+        kernels.lengths(low, left)
+        scale8 = layout.top8 / max(layout.clip * np.sqrt(np.square(left).sum() / (M * (C - K))), 1e-18)
+        if not layout.wide:
+            scale8 = min(scale8, gram.LANE / max(float(kernels.longest_lane(low)), 1e-18))
+    most = float(max(high.max(), -high.min()))
+    # sums below 2^31, elements below 2^15
+    scale16 = min(46000 / max(float(length.max()), 1e-18), 32000 / max(most, 1e-18))
+    scales = np.float32(scale8), np.float32(scale16)
+    kernels.pack(low, scales[0], high, scales[1], layout.top8, layout.wide, layout.W, layout.pitch, *out)
+    return (float(scales[0]), float(scales[1])), high, low
+
+
+def _bound(lost: np.ndarray, beyond: np.ndarray, C: int, layout: Layout) -> np.ndarray:
+    """Margins [D, M] such that the sum of two tokens' margins bounds what rounding does to their cosine.
+
+    lost: length of rounding errors; beyond: of what was rounded; both relative. They enter a cosine as
+    lost_a beyond_b + beyond_a lost_b + lost_a lost_b, and x y <= (x^2 / t + t y^2) / 2 for any t makes that a sum.
+    """
+    if layout.turn is None:
+        return lost + lost**2 / 2
+    t = layout.clip / layout.top8 / np.sqrt(12)
+    likely = 1 if layout.sure else LIKELY / np.sqrt(C)
+    # nearly equal tokens are rounded alike: that lost_a lost_b is as large as it can be
+    return (lost**2 / t + t * beyond**2) / 2 * likely + lost**2 / 2
+
+
+def _neighbourhood(values: np.ndarray, H: int, W: int, h: int) -> np.ndarray:
+    """Sums of values [M] over (2h + 1)^2 neighbourhoods of the patch grid; none of them is negative."""
+    sums = np.empty(len(values), np.float32)
+    kernels.box(values[:, None], H, W, h, np.empty((0, 0), np.float32), sums)
+    return sums
+
+
+def _first_of_equals(size: np.ndarray, unit: np.ndarray | Units, d: int) -> np.ndarray:
+    """[M]: for every aggregated token the first one that equals it in all channels; size: [M], their lengths."""
+    first = np.arange(len(size))
+    if (np.diff(np.sort(size)) > 0).all():
+        return first
+    _, index, inverse, counts = np.unique(size, return_index=True, return_inverse=True, return_counts=True)
+    for group in np.flatnonzero(counts > 1):  # most tokens differ in length
+        members = np.flatnonzero(inverse == group)
+        equal = (unit[d][members] == unit[d][members[0]]).all(axis=1)
+        first[members[equal]] = index[group]
+    return first

@@ -1,0 +1,126 @@
+"""The CPU engine's layout of the patch grid, and the memory that its kernels work in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from musc.msm import boxes, gram, search
+
+CLIP = 4.6  # standard deviations of 8-bit values that their range holds
+CLIP_LIKELY = 5.6  # the same where precision is not "float32": no token is left that needs a full comparison
+DIRECTIONS = 64  # whose products take 16 bits
+
+
+def arrays(*kinds: tuple[tuple[int, ...], type]) -> list[np.ndarray]:
+    """Zeros of given shapes and types in one piece of memory, large enough for the system to back it by large pages."""
+    sizes = [-(-int(np.prod(shape)) * np.dtype(kind).itemsize // 64) * 64 for shape, kind in kinds]
+    piece = np.empty(sum(sizes) + 64, np.uint8)
+    ends = np.cumsum([-piece.ctypes.data % 64, *sizes]).tolist()
+    out: list[np.ndarray] = []
+    for (shape, kind), start in zip(kinds, ends[:-1], strict=True):
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        out.append(piece[start : start + size].view(kind).reshape(shape))
+        out[-1].fill(0)
+    return out
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The patch grid as the kernels see it: as columns, a patch row takes `pitch` places, the last ones empty.
+
+    wide: integers take AVX-512 VNNI. turn: two matrices [C, K], A and V, such that x - (x A) V^T turns a token so that
+    its first K coordinates lie along the directions that matter most; their products take 16-bit integers, the others'
+    8-bit ones. None: all take 16 bits, or float32 where `integer` is False. sure: margins bound every rounding
+    error, not just likely ones.
+    """
+
+    H: int
+    W: int
+    degrees: tuple[int, ...]
+    integer: bool
+    wide: bool = False
+    turn: tuple[np.ndarray, np.ndarray] | None = None
+    sure: bool = True
+
+    @cached_property
+    def halves(self) -> np.ndarray:
+        return np.array([(r - 1) // 2 for r in self.degrees], dtype=np.int64)
+
+    @cached_property
+    def widest(self) -> int:
+        return int(self.halves.max())
+
+    @cached_property
+    def pitch(self) -> int:
+        return self.W + self.widest
+
+    @property
+    def cols(self) -> int:
+        return gram.COLS_WIDE if self.wide else gram.COLS
+
+    @property
+    def clip(self) -> float:
+        return CLIP if self.sure else CLIP_LIKELY
+
+    @property
+    def top8(self) -> int:
+        return gram.TOP8_WIDE if self.wide else gram.TOP8
+
+    @cached_property
+    def n(self) -> int:
+        return -(-self.H * self.pitch // boxes.CHUNK) * boxes.CHUNK
+
+    @cached_property
+    def place(self) -> np.ndarray:
+        """The token of every column, or -1."""
+        y, x = np.divmod(np.arange(self.n), self.pitch)
+        return np.where((x < self.W) & (y < self.H), y * self.W + x, -1)
+
+    def operands(self, C: int) -> list[tuple[tuple[int, ...], type]]:
+        """Shapes and types of an image's rows, columns and offset as `gram.products` takes them."""
+        steps, spans = 0, 0
+        if self.turn is not None:
+            K = self.turn[0].shape[1]
+            spans = -(-(C - K) // (4 * gram.SPAN))
+            steps, C = spans * gram.SPAN, K
+        steps += (C + 1) // 2
+        M, panels = self.H * self.W * self.integer, -(-self.H * self.pitch // self.cols) * self.integer
+        shapes = (-(-M // gram.ROWS), steps, gram.ROWS), (panels, steps, self.cols), (panels, spans, self.cols)
+        return [(shape, np.int32) for shape in shapes]
+
+    def workspace(self, C: int) -> tuple[np.ndarray, ...]:
+        """For an image in preparation: raw tokens, then room for their coordinates: the most, and twice the first."""
+        shapes = (M := self.H * self.W, C), (M, C + 4 * gram.SPAN), (M, DIRECTIONS), (M, DIRECTIONS)
+        return tuple(arrays(*[(shape, np.float32) for shape in shapes]))
+
+    def scratch(self, C: int) -> tuple[Any, ...]:
+        """One thread's buffers: Gram rows in use, what `search.rows` needs, every column's candidates; a workspace."""
+        D, n, widest = len(self.degrees), self.n, self.widest
+        stripes = 1 + -(-2 * widest // gram.ROWS)  # of six patch rows
+        guarded = n + 2 * widest * (self.pitch + 1)
+        real = [
+            (stripes * gram.ROWS * self.W, n),
+            (D, 2 * widest + 1, n),
+            (guarded,),
+            (guarded,),
+            (n,),
+            (n,),
+            (n // 8 + 8,),
+            (D, n),
+        ]
+        lists = [((D, size, search.KEPT), kind) for size in (self.H * self.W, n) for kind in (np.int32, np.float32)]
+        counts = [((D, size), np.int32) for size in (self.H * self.W, n)]
+        found = arrays(
+            *[(shape, np.float32) for shape in real],
+            *[((n // boxes.CHUNK,), kind) for kind in (np.int64, np.uint8)],
+            *lists,
+            *counts,
+        )
+        ring, sums, across, along, zeros, values, tops, best, marks, hits, *found = found
+        buffers = sums, across, along, zeros, values, marks, tops, hits
+        candidates = best, (found[0], found[1], found[4]), (found[2], found[3], found[5])
+        return ring, buffers, candidates, self.workspace(C)
