@@ -32,6 +32,7 @@ class ViTConfig:
     image_size: side in pixels that the position embedding is stored for. patch_size: side in pixels of a
     patch, a power of two. depth, width, heads: of the transformer. stem: channels of the first convolution of the
     patch embedding, doubled at each halving of the image. mean, std: of the colour channels of images in [0, 1].
+    whitened: the class token passes a last linear layer (see `musc.pretrain.whitening`).
     """
 
     image_size: int = 256
@@ -43,6 +44,7 @@ class ViTConfig:
     stem: int = 24
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    whitened: bool = False
 
     def __post_init__(self) -> None:
         if self.patch_size < 2 or self.patch_size & (self.patch_size - 1):
@@ -170,6 +172,7 @@ class ViT(nn.Module):
         self.position = nn.Parameter(torch.zeros(1, config.width, grid, grid))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
+        self.whitening = nn.Linear(config.width, config.width) if config.whitened else None
         self.reset_parameters()
 
     @property
@@ -263,7 +266,8 @@ class ViT(nn.Module):
         images: B normalised images (`mean`, `std`) whose sides are multiples of `patch_size`; they need be
         neither square nor of `image_size`. stages: blocks counted from 1 (None: `default_stages`). Patch tokens are
         the residual stream, [B, M, C] with M = H * W / patch_size**2 in row order, in the order of `stages`; the class
-        tokens [B, C] have passed the final LayerNorm. Raises ConfigError on another size or an unknown stage.
+        tokens [B, C] have passed the final LayerNorm and, in unit length, the whitening if there is one. Raises
+        ConfigError on another size or an unknown stage.
         """
         stages = stages or self.default_stages
         height, width = images.shape[-2:]
@@ -283,7 +287,10 @@ class ViT(nn.Module):
             x = block(x, distance)
             if number in stages:
                 tokens[number] = x[:, 1:]
-        return [tokens[s] for s in stages], self.norm(x[:, 0])
+        class_tokens = self.norm(x[:, 0])
+        if self.whitening is not None:
+            class_tokens = self.whitening(F.normalize(class_tokens, dim=-1))
+        return [tokens[s] for s in stages], class_tokens
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         """The class tokens of `forward_stages`."""

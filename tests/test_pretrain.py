@@ -12,9 +12,19 @@ import torch
 from musc import vit
 from musc.errors import ConfigError
 from musc.pretrain import __main__ as pretrain
-from musc.pretrain.images import batch
-from musc.pretrain.objective import DEFECTIVE, NORMAL, UNCLEAR, graded_loss, state_loss
+from musc.pretrain.images import Program, batch
+from musc.pretrain.objective import (
+    DEFECTIVE,
+    NORMAL,
+    UNCLEAR,
+    choose_queries,
+    graded_loss,
+    hardest_tokens,
+    image_loss,
+    state_loss,
+)
 from musc.pretrain.train import Recipe, Trainer, batches
+from musc.pretrain.whitening import whitened, whitening
 
 TINY = {
     "seed": 3,
@@ -53,6 +63,62 @@ def test_the_image_program_is_deterministic_and_its_masks_are_true():
     assert images.shape[:2] == (2, 3)
     assert not masks[:, 0].all()
     assert 0 < masks.mean() < 0.5
+
+
+def test_a_program_changes_what_is_drawn_and_survives_json():
+    """Lines only: every mask is thin; the default program is the one of the recipes that name none."""
+    program = Program(speckle=50.0, defects=(1.0, 0, 0, 0, 0, 0, 0))
+    recipe = Recipe.from_dict(TINY | {"program": {"speckle": 50.0, "defects": [1, 0, 0, 0, 0, 0, 0]}})
+    assert Recipe.from_dict(recipe.to_dict()).program == recipe.program == program
+    assert Recipe.from_dict(TINY).program == Program()
+    images, masks = batch(5, 7, 2, 3, 64, program)
+    assert not np.array_equal(images, batch(5, 7, 2, 3, 64)[0])
+    assert 0 < masks.mean() < 0.2
+
+
+def test_the_image_loss_compares_highest_scores():
+    """Image 0 is defective at 0.5 and normal up to 0.3, image 1 normal up to 0.45, image 2 unclear."""
+    scores = torch.tensor([[[0.5, 0.3, 0.2], [0.45, 0.1, 0.9], [0.8, 0.7, 0.6]]])
+    kinds = torch.tensor([[[DEFECTIVE, NORMAL, NORMAL], [NORMAL, NORMAL, UNCLEAR], [UNCLEAR] * 3]])
+    expected = [math.log(1 + math.exp((n - 0.5 + 0.1) / 0.05)) for n in (0.3, 0.45)]
+    assert image_loss(scores, kinds).item() == pytest.approx(np.mean(expected), rel=1e-5)
+    assert image_loss(scores[:, 1:], kinds[:, 1:]).item() == 0  # nothing defective
+
+
+def test_the_hardest_tokens_are_those_farthest_from_the_other_images():
+    g = torch.Generator().manual_seed(0)
+    stages = [torch.nn.functional.normalize(torch.randn(2, 3, 10, 6, generator=g), dim=-1) for _ in range(2)]
+    labels = torch.full((2, 3, 10), NORMAL)
+    labels[0, 1, 4] = UNCLEAR
+    got = hardest_tokens(stages, labels, 2)
+    for p in range(2):
+        for k in range(3):
+            others = [j for j in range(3) if j != k]
+            near = sum((s[p, k] @ s[p, others].flatten(0, 1).T).amax(1) for s in stages)
+            near[labels[p, k] == UNCLEAR] = torch.inf
+            assert set(got[3 * p + k].tolist()) == set(near.topk(2, largest=False).indices.tolist())
+    chosen = choose_queries(labels.flatten(0, 1), 5, torch.rand(6, 10, generator=g), got)
+    assert all(set(h.tolist()) <= set(c.tolist()) for h, c in zip(got, chosen, strict=True))
+
+
+def test_whitening_gives_every_direction_the_same_length():
+    z = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9) + 20
+    W, b = whitening(z, shrinkage=0)
+    out = torch.nn.functional.normalize(z, dim=-1) @ W.T + b
+    torch.testing.assert_close(out.T @ out / 500, torch.eye(8), atol=1e-3, rtol=0)
+    torch.testing.assert_close(out.mean(0), torch.zeros(8), atol=1e-4, rtol=0)
+
+
+def test_a_whitened_network_differs_in_its_class_tokens_alone(recipe, tmp_path):
+    model = Trainer(recipe).averaged()
+    new = whitened(model, seed=1, batches=2, products=3, count=2, size=48, shrinkage=0.1)
+    vit.save(new, tmp_path / "new.safetensors")
+    pixels = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    (stages, plain), (same, other) = model.forward_stages(pixels), new.forward_stages(pixels)
+    assert all(torch.equal(a, b) for a, b in zip(stages, same, strict=True))
+    expected = torch.nn.functional.normalize(plain, dim=-1) @ new.whitening.weight.T + new.whitening.bias
+    torch.testing.assert_close(other, expected)
+    torch.testing.assert_close(vit.load(tmp_path / "new.safetensors")(pixels), other, atol=0.1, rtol=0.05)
 
 
 LABELS = torch.tensor([[[NORMAL, NORMAL], [NORMAL, NORMAL], [DEFECTIVE, NORMAL], [UNCLEAR, NORMAL]]])
@@ -109,12 +175,14 @@ def test_the_shipped_recipe_repeats_the_start_of_its_curve():
 
 
 def test_parts_follow_each_other(tmp_path):
-    """The second part goes on from the first one's checkpoint, the third from its weights; resuming adds nothing."""
+    """The second goes on from the first one's checkpoint, the third from the mean of both; resuming adds nothing."""
     longer = TINY | {"phases": [TINY["phases"][0] | {"until": 5}]}
     parts = [("random", TINY, 3), ("checkpoint", longer, 5), ("weights", TINY | {"seed": 4}, 4)]
     recipe = {"parts": [{"start": start, "stop": stop, "recipe": recipe} for start, recipe, stop in parts]}
     del recipe["parts"][2]["stop"]  # then the recipe's last step
+    recipe["parts"][2]["start"] = {"0": 0.5, "1": 0.5}
     recipe |= {"average": {"1": 0.25, "2": 0.75}, "image_size": 64}
+    recipe["whitening"] = {"seed": 2, "batches": 1, "products": 2, "count": 2, "size": 48, "shrinkage": 0.1}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     command = ["--config", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "run"), "--workers", "0"]
     assert pretrain.main(command) == 0
@@ -131,6 +199,7 @@ def test_parts_follow_each_other(tmp_path):
     expected = 0.25 * ends[1]["average"][name] + 0.75 * ends[2]["average"][name]
     torch.testing.assert_close(got[name], expected, atol=1e-3, rtol=1e-3)
     assert got["position"].shape[-2:] == (8, 8)
+    assert "whitening.weight" in got
     assert pretrain.main([*command[:3], str(tmp_path / "none"), "--export", str(tmp_path / "none.safetensors")]) == 2
 
 

@@ -13,6 +13,7 @@ import torch
 from musc import vit
 from musc.errors import ConfigError, MuscError
 from musc.pretrain.train import Recipe, Trainer, batches, write_log
+from musc.pretrain.whitening import whitened
 from musc.vit import ViT
 
 LAST = "last.pt"
@@ -41,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train the parts of the recipe one after the other, each from where the one before it ended: at its last step, or
-    at its "stop"."""
+    """Train the parts of the recipe one after the other, each from where the one before it ended (at its last step, or
+    at its "stop"), or from the mean of some."""
     path = arguments.config or vit.EMBEDDED_WEIGHTS.with_suffix(".json")
     plan = json.loads(path.read_text())
     parts = plan["parts"]
@@ -60,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         elif part["start"] == "checkpoint":
             trainer = Trainer.resume(before / LAST, recipe)
         else:
-            vit.save(Trainer.resume(before / LAST).averaged(), before / "weights.safetensors")
+            shares = part["start"] if isinstance(part["start"], dict) else {before.name: 1.0}
+            vit.save(mean(folders, shares, recipe.vit.image_size), before / "weights.safetensors")
             trainer = Trainer(recipe, before / "weights.safetensors")
         train(trainer, folder, arguments, part.get("stop", recipe.steps))
         if arguments.steps and trainer.number >= arguments.steps:
@@ -68,17 +70,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def mean(folders: list[Path], shares: dict[str, float], image_size: int | None) -> ViT:
+    """The mean of the weights that some parts ended with (shares: of each by its number), its position embedding
+    resized to the input size."""
+    models = [Trainer.resume(folders[int(number)] / LAST).averaged().resized(image_size) for number in shares]
+    return vit.mean(models, list(shares.values()))
+
+
 def result(folders: list[Path], plan: dict[str, Any]) -> ViT:
-    """The network of the last checkpoint; once the last part has one, the mean that the plan asks for ("average": the
-    share of each part by its number), its position embedding resized to the input size ("image_size")."""
+    """The network of the last checkpoint; once the last part has one, the mean that the plan asks for ("average"), for
+    its input size ("image_size") and with a whitened class token ("whitening": the settings of `whitened`)."""
     found = [number for number, folder in enumerate(folders) if (folder / LAST).is_file()]
     if not found:
         raise ConfigError(f"{folders[0].parent}: no checkpoint to export; train first, with this folder as --out.")
     shares = {str(found[-1]): 1.0}
     if found[-1] == len(folders) - 1:
         shares = plan.get("average", shares)
-    models = [Trainer.resume(folders[int(number)] / LAST).averaged() for number in shares]
-    return vit.mean(models, list(shares.values())).resized(plan.get("image_size"))
+    model = mean(folders, shares, plan.get("image_size"))
+    return whitened(model, **plan["whitening"]) if "whitening" in plan else model
 
 
 def train(trainer: Trainer, folder: Path, arguments: argparse.Namespace, stop: int) -> None:

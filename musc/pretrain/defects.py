@@ -14,6 +14,9 @@ from musc.pretrain.fields import Array, log_uniform, spectral_noise
 
 Mask = NDArray[np.bool_]
 
+# Of lines, spots, stains, foreign matter, smeared, bent structure and coarse grain among the defects.
+SHARES = (0.33, 0.22, 0.10, 0.12, 0.10, 0.07, 0.06)
+
 
 def line_alpha(rng: Generator, size: int) -> Array:
     """A scratch (smooth curve) or a crack (branching random walk) as an opacity in [0, 1], antialiased."""
@@ -51,37 +54,41 @@ def blob_alpha(rng: Generator, size: int, low: float = 0.02, high: float = 0.22)
 
 
 def add_defect(
-    rng: Generator, image: Array, strength: float, foreign: Callable[[Generator], Array]
+    rng: Generator,
+    image: Array,
+    strength: float,
+    foreign: Callable[[Generator], Array],
+    shares: tuple[float, ...] = SHARES,
 ) -> tuple[Array, Mask]:
     """One random defect on `image` [S, S, 3]; the mask [S, S] holds the pixels that it visibly changed.
 
     strength: contrast of the fainter kinds; foreign: draws an image of another product. The change may turn out to be
     invisible: the mask is then empty.
     """
-    size, kind = len(image), rng.random()
+    size, kind = len(image), int(np.searchsorted(np.cumsum(shares[:-1]), rng.random(), side="right"))
     opacity = np.clip(strength * rng.uniform(0.6, 1.6), 0.05, 1)
-    if kind < 0.33:
+    if kind == 0:
         alpha, colour = line_alpha(rng, size), rng.uniform(0, 1) * np.ones(3)
         if rng.random() < 0.5:
             colour = np.zeros(3) if rng.random() < 0.7 else np.ones(3)
         changed = image + (alpha * opacity)[..., None] * (colour - image)
-    elif kind < 0.55:  # spot, hole, drop: one colour, near to the image's own or not
+    elif kind == 1:  # spot, hole, drop: one colour, near to the image's own or not
         alpha = blob_alpha(rng, size, 0.012, 0.15)
         colour = rng.uniform(0, 1, 3) if rng.random() < 0.5 else rng.choice([0.05, 0.95]) * np.ones(3)
         changed = image + (alpha * opacity)[..., None] * (colour - image)
-    elif kind < 0.65:  # stain, wear, fading: the structure shows through
+    elif kind == 2:  # stain, wear, fading: the structure shows through
         alpha, gain = blob_alpha(rng, size, 0.04, 0.25)[..., None], np.exp(rng.normal(0, 0.5) * (0.3 + opacity))
         flat = ndimage.gaussian_filter(image, (6, 6, 0))
         tinted = image * gain * rng.uniform(0.9, 1.1, 3) if rng.random() < 0.6 else flat + (image - flat) * gain
         changed = image + alpha * (tinted - image)
-    elif kind < 0.77:  # foreign matter
+    elif kind == 3:  # foreign matter
         alpha = blob_alpha(rng, size)[..., None] * max(opacity, 0.4)
         changed = image + alpha * (foreign(rng) - image)
-    elif kind < 0.87:  # missing or smeared structure
+    elif kind == 4:  # missing or smeared structure
         alpha, spread = blob_alpha(rng, size)[..., None], rng.uniform(2, 8)
         along = (spread, spread, 0) if rng.random() < 0.6 else (spread, 0.3, 0)
         changed = image + alpha * (ndimage.gaussian_filter(image, along) - image)
-    elif kind < 0.94:  # bent or displaced structure
+    elif kind == 5:  # bent or displaced structure
         alpha = ndimage.gaussian_filter(blob_alpha(rng, size, 0.06, 0.25), 2)
         y, x = np.mgrid[:size, :size].astype(np.float32)
         dx, dy = rng.normal(0, 0.06, 2) * size

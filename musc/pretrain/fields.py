@@ -309,6 +309,24 @@ def plain_field(product: Generator) -> Field:
     return draw
 
 
+def speckle_field(product: Generator) -> Field:
+    """Grains of several minerals, each of its own size and tone, over one another: granite, terrazzo, chipboard."""
+    count, ground = int(product.integers(2, 5)), product.uniform(0, 1)
+    peak = [log_uniform(product, 8, 60) for _ in range(count)]
+    level, tone = product.uniform(0.2, 1.5, count), product.uniform(0, 1, count)
+    edge, cover, cloud = log_uniform(product, 1.5, 8), product.uniform(0.4, 1, count), product.uniform(0, 0.1)
+
+    def draw(rng: Generator, x: Array, y: Array) -> Array:
+        size = len(x)
+        values = ground + cloud * spectral_noise(rng, size, 0.5)
+        for p, at, shade, share in zip(peak, level, tone, cover, strict=True):
+            grain = np.clip(0.5 + edge * (spectral_noise(rng, size, 0.0, p) - at), 0, 1)
+            values = values + share * grain * (shade - values)
+        return np.clip(values, 0, 1).astype(np.float32)
+
+    return draw
+
+
 FIELDS: tuple[tuple[Callable[[Generator], Field], float], ...] = (
     (noise_field, 3.0),
     (waves_field, 3.0),
@@ -324,7 +342,8 @@ FIELDS: tuple[tuple[Callable[[Generator], Field], float], ...] = (
 )
 
 
-def random_field(product: Generator) -> Field:
-    """A field of a random family."""
-    weight = np.array([w for _, w in FIELDS])
-    return FIELDS[product.choice(len(FIELDS), p=weight / weight.sum())][0](product)
+def random_field(product: Generator, speckle: float = 0.0) -> Field:
+    """A field of a random family; speckle: the weight of `speckle_field` among them."""
+    families = [*FIELDS, (speckle_field, speckle)]
+    weight = np.array([w for _, w in families])
+    return families[product.choice(len(families), p=weight / weight.sum())][0](product)

@@ -8,16 +8,30 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image
 from scipy import ndimage
 
-from musc.pretrain.defects import add_defect
+from musc.pretrain.defects import SHARES, add_defect
 from musc.pretrain.fields import Array, Field, log_uniform, random_field, spectral_noise
 
 Draw = Callable[[Generator, int], Array]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is drawn how often. speckle: weight of that family of surfaces, the others having 1 to 3; defects: shares of
+    the kinds of `add_defect`, in their order."""
+
+    speckle: float = 0.0
+    defects: tuple[float, ...] = SHARES
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Program:
+        return cls(**plain | {"defects": tuple(plain.get("defects", SHARES))})
 
 
 def palette(product: Generator) -> Array:
@@ -93,9 +107,9 @@ class Pose:
         return u.astype(np.float32), v.astype(np.float32)
 
 
-def surface(product: Generator) -> tuple[Callable[[Generator, Array, Array], Array], Field]:
+def surface(product: Generator, speckle: float) -> tuple[Callable[[Generator, Array, Array], Array], Field]:
     """A coloured surface from one field, or two: added, masked by one another, or in relief."""
-    first, second = random_field(product), random_field(product)
+    first, second = random_field(product, speckle), random_field(product, speckle)
     colours, others = palette(product), palette(product)
     how, share = product.random(), product.uniform(0.1, 0.6)
     warp = product.uniform(0.005, 0.06) if product.random() < 0.3 else 0.0
@@ -121,9 +135,9 @@ def surface(product: Generator) -> tuple[Callable[[Generator, Array, Array], Arr
     return draw, first
 
 
-def objects(product: Generator) -> Callable[[Generator, Array, Array, Array], Array]:
+def objects(product: Generator, speckle: float) -> Callable[[Generator, Array, Array, Array], Array]:
     """Solids before a background, lit, with a shadow: one, or some in a lattice."""
-    shape, (skin, _) = solid(product), surface(product)
+    shape, (skin, _) = solid(product), surface(product, speckle)
     count = 1 if product.random() < 0.6 else int(product.integers(2, 5))
     extent, bump = product.uniform(0.25, 0.47) / count, product.uniform(5, 30) / count
     gloss, shade, base = product.uniform(0, 0.5), product.uniform(0.2, 0.8), product.uniform(0, 2 * np.pi)
@@ -150,10 +164,10 @@ def objects(product: Generator) -> Callable[[Generator, Array, Array, Array], Ar
     return draw
 
 
-def make_product(product: Generator) -> Draw:
+def make_product(product: Generator, speckle: float = 0.0) -> Draw:
     """The parameters of one product; the result draws an image [S, S, 3] of a specimen, in [0, 1], without defects."""
-    ground, _ = surface(product)
-    solids = objects(product) if product.random() < 0.4 else None
+    ground, _ = surface(product, speckle)
+    solids = objects(product, speckle) if product.random() < 0.4 else None
     aligned = solids is not None or product.random() < 0.25
     turn, zoom = product.uniform(-np.pi, np.pi), log_uniform(product, 0.5, 1.3)
     loose = log_uniform(product, 0.002, 0.05)
@@ -203,10 +217,13 @@ def make_camera(product: Generator) -> Callable[[Generator, Array], Array]:
     return shoot
 
 
-def product_images(product: Generator, count: int, size: int, defective: float = 0.7) -> tuple[Array, np.ndarray]:
+def product_images(
+    product: Generator, count: int, size: int, program: Program, defective: float = 0.7
+) -> tuple[Array, np.ndarray]:
     """`count` images [K, S, S, 3] of one new product, a share of them `defective`, and the masks [K, S, S] of what was
     changed."""
-    draw, foreign, shoot = make_product(product), make_product(product), make_camera(product)
+    draw, foreign = make_product(product, program.speckle), make_product(product, program.speckle)
+    shoot = make_camera(product)
     lasting = log_uniform(product, 0.2, 1.0)  # how strong this product's defects are
     images, masks = [], []
     for number in range(count):
@@ -215,15 +232,19 @@ def product_images(product: Generator, count: int, size: int, defective: float =
         # One clean image at least, and which ones are defective is left to the order: images are exchangeable.
         if number > 0 and rng.random() < defective:
             for _ in range(rng.integers(1, 5)):
-                image, changed = add_defect(rng, image, lasting, lambda r: foreign(r, size))
+                image, changed = add_defect(rng, image, lasting, lambda r: foreign(r, size), program.defects)
                 mask |= changed
         images.append(shoot(rng, image))
         masks.append(mask)
     return np.stack(images), np.stack(masks)
 
 
-def batch(seed: int, step: int, products: int, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def batch(
+    seed: int, step: int, products: int, count: int, size: int, program: Program = Program()
+) -> tuple[np.ndarray, np.ndarray]:
     """Images [P, K, S, S, 3] uint8 and masks [P, K, S, S] bool of `products` new products, `count` images of each."""
-    drawn = [product_images(np.random.default_rng([seed, step, number]), count, size) for number in range(products)]
+    drawn = [
+        product_images(np.random.default_rng([seed, step, number]), count, size, program) for number in range(products)
+    ]
     images = np.stack([np.round(images * 255).astype(np.uint8) for images, _ in drawn])
     return images, np.stack([masks for _, masks in drawn])

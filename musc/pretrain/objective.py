@@ -3,6 +3,7 @@
 Patch tokens of each stage are treated as MuSc treats them (joint LayerNorm, unit length), a token's score is its
 distance to the nearest token of the other images of its product, averaged over the nearest images (Eq. 1-2), and
   - `ranking`: defective tokens must score above the normal ones of their product;
+  - `image`: the highest score of a defective image must be above the highest normal one of any image of its product;
   - `identity`: a normal token must be nearer to its own product's tokens than to any other product's;
   - `product`: class tokens of one product must be nearer to each other than to those of others (for RsCIN);
   - `state`: within a product, those of defective images nearer to each other than to those of normal ones, and the
@@ -46,11 +47,30 @@ def normalized(tokens: Float[Tensor, "B M C"], degree: int) -> Float[Tensor, "B 
     return F.normalize(tokens, dim=-1)
 
 
-def choose_queries(labels: Int[Tensor, "B M"], count: int, generator: torch.Generator) -> Int[Tensor, "B Q"]:
-    """`count` tokens of each image, at random, defective ones sooner than normal ones, unclear ones last."""
-    rank = torch.rand(labels.shape, generator=generator)
-    rank = rank + 0.6 * (labels == DEFECTIVE) - 2.0 * (labels == UNCLEAR)
+def choose_queries(
+    labels: Int[Tensor, "B M"], count: int, draw: Float[Tensor, "B M"], hardest: Int[Tensor, "B H"] | None = None
+) -> Int[Tensor, "B Q"]:
+    """`count` tokens of each image: the `hardest`, then in the order of `draw`, numbers in [0, 1), but defective ones
+    sooner than normal ones, unclear ones last."""
+    rank = draw + 0.6 * (labels == DEFECTIVE) - 2.0 * (labels == UNCLEAR)
+    if hardest is not None:
+        rank = rank.scatter(1, hardest, 9.0)
     return rank.topk(min(count, labels.shape[1]), dim=1).indices
+
+
+def mutual_scores(picked: Float[Tensor, "P K Q C"], tokens: Float[Tensor, "P K M C"]) -> Float[Tensor, "P K Q K"]:
+    """Each picked token's cosine to the nearest token of every image of its product, -1 for its own (Eq. 1)."""
+    P, K, Q, _ = picked.shape
+    similarity = rearrange(picked, "p k q c -> p (k q) c") @ rearrange(tokens, "p k m c -> p c (k m)")
+    best = similarity.reshape(P, K, Q, K, -1).amax(-1)
+    return best.masked_fill(torch.eye(K, dtype=torch.bool)[None, :, None, :], -1)
+
+
+@torch.no_grad()
+def hardest_tokens(stages: list[Tensor], labels: Int[Tensor, "P K M"], count: int) -> Int[Tensor, "B H"]:
+    """The `count` tokens of each image that score highest, unclear ones left out: those that decide its image score."""
+    near = torch.stack([mutual_scores(unit, unit).amax(-1) for unit in stages]).mean(0)
+    return near.masked_fill(labels == UNCLEAR, 9.0).flatten(0, 1).topk(count, dim=-1, largest=False).indices
 
 
 def stage_losses(
@@ -68,10 +88,7 @@ def stage_losses(
     P, K, M, C = tokens.shape
     Q = queries.shape[-1]
     picked = tokens.gather(2, queries[..., None].expand(-1, -1, -1, C))  # [P, K, Q, C]
-    similarity = rearrange(picked, "p k q c -> p (k q) c") @ rearrange(tokens, "p k m c -> p c (k m)")
-    best = similarity.reshape(P, K, Q, K, M).amax(-1)  # [P, K, Q, K], Eq. 1
-    itself = torch.eye(K, dtype=torch.bool)[None, :, None, :]
-    nearest = best.masked_fill(itself, -1).topk(max(1, (K - 1) // 2), dim=-1).values  # Eq. 2
+    nearest = mutual_scores(picked, tokens).topk(max(1, (K - 1) // 2), dim=-1).values  # Eq. 2
     scores = (2.001 - 2 * nearest).clamp_min(1e-4).sqrt().mean(-1)  # finite slope at distance 0
 
     kinds = labels.gather(2, queries)
@@ -100,6 +117,20 @@ def ranking_loss(
     mean = torch.logsumexp(excess[usable.nonzero(as_tuple=True)], -1)
     count = normal.sum(1, keepdim=True).expand_as(kinds)[usable]
     return F.softplus(mean + torch.log(20 / count)).mean()
+
+
+def image_loss(
+    scores: Float[Tensor, "P K Q"], kinds: Int[Tensor, "P K Q"], margin: float = 0.1, temperature: float = 0.05
+) -> Float[Tensor, ""]:
+    """Mean of softplus((n_j - d_i + margin) / temperature) over the defective images i and all images j of a product;
+    d_i: the highest score of a DEFECTIVE token of image i, n_j: of a NORMAL one of image j."""
+    best = scores.masked_fill(kinds != DEFECTIVE, -torch.inf).amax(-1)
+    worst = scores.masked_fill(kinds != NORMAL, -torch.inf).amax(-1)
+    usable = (best > -torch.inf)[:, :, None] & (worst > -torch.inf)[:, None, :]
+    if not usable.any():
+        return scores.sum() * 0
+    excess = worst[:, None, :].expand_as(usable)[usable] - best[:, :, None].expand_as(usable)[usable]
+    return F.softplus((excess + margin) / temperature).mean()
 
 
 def product_loss(class_tokens: Float[Tensor, "P K C"], temperature: float = 0.1) -> Float[Tensor, ""]:
@@ -156,7 +187,9 @@ def objective(
     generator: torch.Generator,
     *,
     queries: int = 64,
+    hardest: int = 0,
     foreign: int = 512,
+    image_weight: float = 0.0,
     identity_weight: float = 0.3,
     product_weight: float = 0.1,
     local_weight: float = 0.5,
@@ -164,22 +197,24 @@ def objective(
     graded_weight: float = 0.0,
     heads: Iterable[nn.Module] = (),
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a batch, and its parts for the log: `ranking`, `identity` (means over the stages), `product`,
-    `state`, `graded`, and `auroc`, the share of (defective, normal) query pairs of a product that the mean of the
-    stages' scores orders right.
+    """The loss of a batch, and its parts for the log: `ranking`, `identity` (means over the stages), `image`,
+    `product`, `state`, `graded`, and `auroc`, the share of (defective, normal) query pairs of a product that the mean
+    of the stages' scores orders right.
 
     stages: per stage the tokens [P * K, M, C]. class_tokens: [P * K, C]. masks: the changed pixels.
     """
     P, K = masks.shape[:2]
     labels = token_labels(masks.flatten(0, 1), patch)
     M = labels.shape[1]
-    chosen = choose_queries(labels, queries, generator).reshape(P, K, -1)
+    draw = torch.rand(labels.shape, generator=generator)
     others = torch.randint(P * K * M, (foreign,), generator=generator)
-    labels = labels.reshape(P, K, M)
     degree = int(torch.randint(2, (1,), generator=generator)) * 2 + 1
+    units = [normalized(tokens, degree).reshape(P, K, M, -1) for tokens in stages]
+    first = hardest_tokens(units, labels.reshape(P, K, M), hardest) if hardest else None
+    chosen = choose_queries(labels, queries, draw, first).reshape(P, K, -1)
+    labels = labels.reshape(P, K, M)
     ranking, identity, scores = [], [], []
-    for tokens in stages:
-        unit = normalized(tokens, degree).reshape(P, K, M, -1)
+    for unit in units:
         r, i, s = stage_losses(unit, labels, chosen, others)
         ranking.append(r)
         identity.append(i)
@@ -187,6 +222,7 @@ def objective(
     kinds = labels.gather(2, chosen).reshape(P, -1)
     mean = torch.stack(scores).mean(0).reshape(P, -1)
     joint = ranking_loss(mean, kinds)
+    image = image_loss(mean.reshape(P, K, -1), kinds.reshape(P, K, -1))
     local = joint * 0
     known = labels.flatten(0, 1) != UNCLEAR
     target = (labels.flatten(0, 1) == DEFECTIVE).float()
@@ -202,9 +238,9 @@ def objective(
     product, state = product_loss(by_product), state_loss(by_product, labels)
     loss = joint + rank + identity_weight * ident + product_weight * product + local_weight * local
     graded = graded_loss(by_product, labels)
-    loss = loss + state_weight * state + graded_weight * graded
-    parts = {"joint": joint, "ranking": rank, "identity": ident, "product": product, "state": state, "graded": graded}
-    parts["local"] = local
+    loss = loss + state_weight * state + graded_weight * graded + image_weight * image
+    parts = {"joint": joint, "ranking": rank, "image": image, "identity": ident, "product": product}
+    parts |= {"state": state, "graded": graded, "local": local}
     log = {name: float(value.detach()) for name, value in parts.items()}
     return loss, log | {"auroc": pair_auroc(mean.detach(), kinds)}
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from musc import vit
 from musc.errors import ConfigError
-from musc.pretrain.images import batch
+from musc.pretrain.images import Program, batch
 from musc.pretrain.objective import objective
 from musc.vit import ViT, ViTConfig
 
@@ -51,12 +51,15 @@ class Recipe:
     average: float = 0.99
     pool: int = 400
     queries: int = 64
+    hardest: int = 0
     foreign: int = 512
+    image_weight: float = 0.0
     identity_weight: float = 0.3
     product_weight: float = 0.1
     local_weight: float = 0.5
     state_weight: float = 0.0
     graded_weight: float = 0.0
+    program: Program = field(default_factory=Program)
 
     @property
     def steps(self) -> int:
@@ -78,6 +81,8 @@ class Recipe:
         values = dict(plain)
         if "phases" in values:
             values["phases"] = tuple(Phase(**phase) for phase in values["phases"])
+        if "program" in values:
+            values["program"] = Program.from_dict(values["program"])
         if "vit" in values:
             values["vit"] = ViTConfig.from_dict(values["vit"])
         return cls(**values)
@@ -157,7 +162,7 @@ def batches(recipe: Recipe, first: int, workers: int) -> Iterator[tuple[np.ndarr
 
     def draw(step: int) -> Future | tuple[np.ndarray, np.ndarray]:
         phase = recipe.phase(step)
-        arguments = (recipe.seed, number(step), phase.products, phase.count, phase.size)
+        arguments = (recipe.seed, number(step), phase.products, phase.count, phase.size, recipe.program)
         return pool.submit(batch, *arguments) if pool else batch(*arguments)
 
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else None
@@ -219,7 +224,9 @@ class Trainer:
             recipe.vit.patch_size,
             generator,
             queries=recipe.queries,
+            hardest=recipe.hardest,
             foreign=recipe.foreign,
+            image_weight=recipe.image_weight,
             identity_weight=recipe.identity_weight,
             product_weight=recipe.product_weight,
             local_weight=recipe.local_weight,
