@@ -146,7 +146,7 @@ def test_finds_a_small_defect_that_the_resized_image_hides(plates):
     resized = MuSc(config).run(plates)
     tiled = MuSc(config.replace(tiles=4)).run(plates)
     others = np.arange(6) != 4
-    assert resized.raw_image_scores[4] < 0.9 * resized.raw_image_scores[others].max()
+    assert resized.raw_image_scores[4] < resized.raw_image_scores[others].max()
     assert tiled.raw_image_scores[4] > 1.1 * tiled.raw_image_scores[others].max()
     side = tiled.anomaly_maps.shape[1]
     y, x = np.unravel_index(tiled.anomaly_maps[4].argmax(), (side, side))
