@@ -53,6 +53,18 @@ def test_every_page_is_in_the_contents_once():
     assert sorted(listed) == sorted(files)
 
 
+def test_whatever_a_page_shows_is_an_input_of_the_build():
+    """Else a change of it leaves the page as it was."""
+    inputs = {path for pattern in book.INPUTS for path in ROOT.glob(pattern)}
+    shown = {
+        (page.parent / name).resolve()
+        for page in (ROOT / "book").rglob("*.md")
+        for name in re.findall(r"^(?:```\{(?:literal)?include\}|:file:) (\S+)", page.read_text(encoding="utf-8"), re.M)
+    }
+    assert len(shown) > 3
+    assert shown <= inputs
+
+
 def test_settings_need_no_network():
     assert CONFIG["execute"]["execute_notebooks"] == "off"  # unquoted, YAML reads False, and that means "auto"
     assert CONFIG["launch_buttons"]["thebe"] is False

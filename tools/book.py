@@ -37,8 +37,10 @@ INPUTS = (
     "notebooks/*.ipynb",
     "notebooks/execution.json",
     "musc/**/*.py",
+    "musc/weights/*.md",
+    "musc/weights/*.csv",
     "tools/*.py",
-    "benchmarks/**/*.json",
+    "benchmarks/results/*",
 )
 # Packages of musc whose parts the API pages show as one.
 GATHERED = (
