@@ -58,7 +58,7 @@ def add_defect(
     image: Array,
     strength: float,
     foreign: Callable[[Generator], Array],
-    shares: tuple[float, ...] = SHARES,
+    shares: tuple[float, ...],
 ) -> tuple[Array, Mask]:
     """One random defect on `image` [S, S, 3]; the mask [S, S] holds the pixels that it visibly changed.
 

@@ -342,7 +342,7 @@ FIELDS: tuple[tuple[Callable[[Generator], Field], float], ...] = (
 )
 
 
-def random_field(product: Generator, speckle: float = 0.0) -> Field:
+def random_field(product: Generator, speckle: float) -> Field:
     """A field of a random family; speckle: the weight of `speckle_field` among them."""
     families = [*FIELDS, (speckle_field, speckle)]
     weight = np.array([w for _, w in families])

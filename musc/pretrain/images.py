@@ -164,7 +164,7 @@ def objects(product: Generator, speckle: float) -> Callable[[Generator, Array, A
     return draw
 
 
-def make_product(product: Generator, speckle: float = 0.0) -> Draw:
+def make_product(product: Generator, speckle: float) -> Draw:
     """The parameters of one product; the result draws an image [S, S, 3] of a specimen, in [0, 1], without defects."""
     ground, _ = surface(product, speckle)
     solids = objects(product, speckle) if product.random() < 0.4 else None

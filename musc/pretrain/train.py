@@ -183,6 +183,12 @@ def batches(recipe: Recipe, first: int, workers: int) -> Iterator[tuple[np.ndarr
             pool.shutdown(cancel_futures=True)
 
 
+def pixels(images: np.ndarray, config: ViTConfig) -> Tensor:
+    """Drawn images [P, K, S, S, 3] uint8 as a network of this shape takes them, normalised [P * K, 3, S, S]."""
+    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (config.mean, config.std))
+    return (rearrange(torch.from_numpy(images), "p k h w c -> (p k) c h w").float() / 255 - mean) / std
+
+
 class Trainer:
     """The state of a run: network, its moving average, optimisers, step and log."""
 
@@ -196,7 +202,7 @@ class Trainer:
             self.model.reset_parameters(torch.Generator().manual_seed(recipe.seed))
             first = recipe.phases[0]
             images, _ = batch(recipe.seed, -1 % 2**31, first.products, 2, first.size)
-            self.model.centre(self.pixels(images))
+            self.model.centre(pixels(images, recipe.vit))
         # One linear probe per stage, thrown away after training.
         self.heads = nn.ModuleList(nn.Linear(recipe.vit.width, 1) for _ in self.model.default_stages)
         for head in cast("list[nn.Linear]", self.heads):
@@ -207,16 +213,11 @@ class Trainer:
         self.rates = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
         self.log: list[dict[str, float]] = []
 
-    def pixels(self, images: np.ndarray) -> Tensor:
-        """[P, K, S, S, 3] uint8 to normalised [P * K, 3, S, S]."""
-        mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (self.recipe.vit.mean, self.recipe.vit.std))
-        return (rearrange(torch.from_numpy(images), "p k h w c -> (p k) c h w").float() / 255 - mean) / std
-
     def step(self, images: np.ndarray, masks: np.ndarray) -> dict[str, float]:
         """One update; images [P, K, S, S, 3] uint8 and masks [P, K, S, S]; returns the line of the log."""
         start, recipe = time.perf_counter(), self.recipe
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.number)
-        stages, class_tokens = self.model.forward_stages(self.pixels(images))
+        stages, class_tokens = self.model.forward_stages(pixels(images, recipe.vit))
         loss, parts = objective(
             stages,
             class_tokens,

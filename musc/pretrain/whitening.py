@@ -11,15 +11,15 @@ import dataclasses
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from musc.pretrain.images import batch
+from musc.pretrain.train import pixels
 from musc.vit import ViT
 
 
-def whitening(tokens: Float[Tensor, "B C"], shrinkage: float = 0.1) -> tuple[Float[Tensor, "C C"], Float[Tensor, "C"]]:
+def whitening(tokens: Float[Tensor, "B C"], shrinkage: float) -> tuple[Float[Tensor, "C C"], Float[Tensor, "C"]]:
     """W and b such that z W^T + b has mean 0 and nearly the identity for covariance, z being the tokens in unit length.
 
     W = (S + shrinkage tr(S) / C I)^(-1/2), S the covariance of z: symmetric, so that directions stay what they are.
@@ -33,13 +33,11 @@ def whitening(tokens: Float[Tensor, "B C"], shrinkage: float = 0.1) -> tuple[Flo
 
 def whitened(model: ViT, *, seed: int, batches: int, products: int, count: int, size: int, shrinkage: float) -> ViT:
     """The network with a whitening of its class tokens for `batches` drawn batches of new products."""
-    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (model.mean, model.std))
     found = []
     for number in range(batches):
         images, _ = batch(seed, number, products, count, size)
-        pixels = rearrange(torch.from_numpy(images), "p k h w c -> (p k) c h w").float() / 255
         with torch.no_grad():
-            found.append(model((pixels - mean) / std))
+            found.append(model(pixels(images, model.config)))
     W, b = whitening(torch.cat(found), shrinkage)
     new = ViT(dataclasses.replace(model.config, whitened=True))
     new.load_state_dict(model.state_dict() | {"whitening.weight": W, "whitening.bias": b})
