@@ -142,11 +142,11 @@ def test_finds_a_small_defect_that_the_resized_image_hides(plates):
     """Squashed to 112 pixels the dot covers one, less than the mottles; in 4 x 4 tiles nearly half a patch."""
     from musc import MuScConfig
 
-    config = MuScConfig(image_size=112, stages=(1, 2, 3), degrees=(1,), device="cpu", workers=0, windows=())
+    config = MuScConfig(image_size=112, stages=(3, 4), degrees=(1,), device="cpu", workers=0, windows=())
     resized = MuSc(config).run(plates)
     tiled = MuSc(config.replace(tiles=4)).run(plates)
     others = np.arange(6) != 4
-    assert resized.raw_image_scores[4] < resized.raw_image_scores[others].max()
+    assert resized.raw_image_scores[4] < 0.9 * resized.raw_image_scores[others].max()
     assert tiled.raw_image_scores[4] > 1.1 * tiled.raw_image_scores[others].max()
     side = tiled.anomaly_maps.shape[1]
     y, x = np.unravel_index(tiled.anomaly_maps[4].argmax(), (side, side))
