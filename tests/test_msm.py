@@ -54,7 +54,7 @@ def test_scores_equal_float64_brute_force(engine, N):
     np.testing.assert_allclose(wide, expected, atol=1e-10)
 
 
-@pytest.mark.parametrize("grid", [(4, 4), (1, 7), (13, 3), (12, 11)])
+@pytest.mark.parametrize("grid", [(4, 4), (1, 7), (9, 1), (6, 2), (13, 3), (12, 11)])
 @pytest.mark.parametrize("degrees", [(1,), (3,), (1, 5, 7)])
 def test_any_grid_and_degrees(engine, grid, degrees):
     x = tokens(3, grid)

@@ -30,7 +30,8 @@ def arrays(*kinds: tuple[tuple[int, ...], type]) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Layout:
-    """The patch grid as the kernels see it: as columns, a patch row takes `pitch` places, the last ones empty.
+    """The patch grid as the kernels see it: as columns, a patch row takes `pitch` places, the last ones empty, one
+    fewer than the widest neighbourhood reaches: `search` mends what that lets in.
 
     wide: integers take AVX-512 VNNI. turn: two matrices [C, K], A and V, such that x - (x A) V^T turns a token so that
     its first K coordinates lie along the directions that matter most; their products take 16-bit integers, the others'
@@ -56,7 +57,7 @@ class Layout:
 
     @cached_property
     def pitch(self) -> int:
-        return self.W + self.widest
+        return self.W + self.widest - (self.W > 1 and self.widest > 0)
 
     @property
     def cols(self) -> int:

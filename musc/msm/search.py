@@ -144,6 +144,20 @@ def _drop(found, upper, best):
     return kept if kept < KEPT else KEPT + 1
 
 
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _mend(across, along, grid, h):
+    """Sums `along` patch rows, of 2h + 1 values `across`: those that reached into another patch row, made anew."""
+    H, _, pitch = grid
+    for y in range(1, H + 1):
+        first = np.uint64(y * pitch)  # of a patch row, h places after the last of the one before
+        last = first - np.uint64(h)
+        before, after = across[last], across[first]
+        for t in range(np.uint64(1), np.uint64(h + 1)):
+            before += across[last - t]
+            after += across[first + t]
+        along[last], along[first] = before, after
+
+
 @njit(nogil=True, cache=True)
 def rows(ring, start, stop, grid, halves, a, b, place, buffers, candidates, rough, cosines):
     """Lists what the tokens of the patch rows start..stop of image a, and all of b, may be nearest to.
@@ -162,7 +176,8 @@ def rows(ring, start, stop, grid, halves, a, b, place, buffers, candidates, roug
     listed, bounds, counts = for_columns
     n, nothing, widest = len(zeros), zeros.ctypes.data, halves.max()
     wider = np.argsort(halves)[np.count_nonzero(halves == 0) :]  # degrees beyond 1, by size
-    guard = 4 * widest * (pitch + 1)  # in bytes
+    guarded = widest * (pitch + 1)
+    guard = 4 * guarded  # in bytes
     # addresses of the rows whose sums each step takes (see `boxes`): over v and x of a, over x and y of b
     over_v, over_x, gram = np.empty((3, 2 * widest + 1), np.int64)
     along_of, boxed_of = np.empty((2, len(halves), 2 * widest + 1), np.int64)
@@ -193,6 +208,8 @@ def rows(ring, start, stop, grid, halves, a, b, place, buffers, candidates, roug
                     _cyclic(sums[d], x, 0, W, 1, h, nothing, over_x)
                     add(n, over_x, one[0], one[1], 1)
                     add(n, along_of[d], one[0], one[2], 1)
+                    if W + h > pitch:
+                        _mend(across[guarded:], along[guarded:], grid, h)
                 else:
                     box = gram
                     box[0] = ring.ctypes.data + m % len(ring) * ring.strides[0]
