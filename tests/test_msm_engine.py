@@ -16,7 +16,8 @@ from test_msm import GRID, engine, tokens, use_products  # noqa: F401
 from benchmarks import __main__ as benchmarks
 from benchmarks import msm as bench
 from musc import msm
-from musc.msm import cpu, gram
+from musc.msm import cpu, gram, image
+from musc.msm.layout import Spare
 from musc.msm.pairs import plan_pool
 
 
@@ -74,7 +75,7 @@ def test_margins_bound_what_rounding_does(huge, kind, monkeypatch):
     layout = cpu.Layout(7, 9, (1, 3, 5), True, cpu.has_wide_products())
     products = gram.products_wide if layout.wide else gram.products
     for way in cpu.ways(lambda p: x[p], plan_pool(2), layout, "float32"):
-        a, b = (cpu.prepare(image, way) for image in x)
+        a, b = (cpu.prepare(each, way) for each in x)
         ring = np.zeros((66, way.n), np.float32)
         ratio = np.float32(a.scales[1] * b.scales[1] / (a.scales[0] * b.scales[0]))
         products(a.rows, b.columns, b.offset, ratio, ring, 0, len(a.rows))
@@ -170,3 +171,36 @@ def test_buffers_are_given_back_after_an_error(engine):  # noqa: F811
     with pytest.raises((RuntimeError, IndexError, TypeError)):
         cpu.stage_distances(lambda p: x[p], plan_pool(3), (1,), GRID, None, None, lambda n: None)  # type: ignore
     assert torch.isfinite(msm.stage_distances(x, (1,), grid=GRID)).all()
+
+
+def test_memory_comes_back_for_the_next_call_up_to_a_limit():
+    spare = Spare(1000)
+    first = spare.take(400)
+    at, view = first.ctypes.data, first[100:].view(np.float32)
+    del first
+    other = spare.take(400)
+    assert other.ctypes.data != at  # the view still lies in the first piece
+    del view
+    assert spare.take(400).ctypes.data == at
+    pieces = [spare.take(400) for _ in range(4)]
+    del pieces, other
+    assert 0 < spare.size <= 1000
+    spare.take(2000)
+    assert spare.size <= 1000
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_doubtful_tokens_are_compared_in_full(offset):
+    """`in_full` against float64, at the border too, and where tokens have a large mean."""
+    x = tokens(2, (6, 7), C=64) + offset
+    layout = cpu.Layout(6, 7, (1, 3, 5), True, cpu.has_wide_products())
+    way = cpu.ways(lambda p: x[p], plan_pool(2), layout, "bfloat16")[0]
+    a, b = (cpu.prepare(each, way) for each in x)
+    doubtful = np.zeros(42, bool)
+    doubtful[[0, 6, 17, 41]] = True
+    for d, r in enumerate((1, 3, 5)):
+        squares = np.full(42, -1, np.float32)
+        image.in_full(a, b, d, doubtful, squares)
+        expected = plain.distances(plain.aggregate(x, r, (6, 7)))[0, 0]
+        np.testing.assert_allclose(np.sqrt(squares[doubtful]), expected[doubtful], atol=1e-4 if offset else 1e-6)
+        assert (squares[~doubtful] == -1).all()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from musc.msm import gram, search
-from musc.msm.image import Image, prepare
+from musc.msm.image import Image, in_full, prepare
 from musc.msm.layout import DIRECTIONS, Layout
 from musc.msm.pairs import Plan
 
@@ -177,9 +177,8 @@ def compare(a: Image, b: Image, layout: Layout, scratch: tuple[Any, ...]) -> tup
         search.settle_rough(a.as_rows, b.as_columns, layout.place, best, np.float32(TOLERANCE), to_b, to_a, doubtful)
         done = M * int(doubtful.sum())
         for d in np.flatnonzero(doubtful.any((0, 2))).tolist():
-            tokens, others, first, of = a.unit[d], b.unit[d], a.as_rows[2][d], b.as_rows[2][d]
-            search.rescan(tokens, others, first, of, doubtful[0, d], to_b[d])
-            search.rescan(others, tokens, of, first, doubtful[1, d], to_a[d])
+            in_full(a, b, d, doubtful[0, d], to_b[d])
+            in_full(b, a, d, doubtful[1, d], to_a[d])
     return torch.from_numpy(np.sqrt(to_b)), torch.from_numpy(np.sqrt(to_a)), done
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,27 +11,43 @@ import torch
 from torch import Tensor
 
 from musc.msm import gram, kernels, search
-from musc.msm.layout import Layout, arrays
+from musc.msm.layout import SPARE, Layout, arrays
 
 ROUNDING = 2.0**-24  # relative, of one float32 operation
 SUMMED = 1e-6  # of a cosine, by float32 box filters
 LIKELY = 2.0  # standard deviations of the rounding error that margins cover where precision is not "float32"
 
 
-class Units:
-    """Aggregated tokens of unit length, [M, C] for the d-th degree, made when first asked for."""
+@dataclass(frozen=True)
+class Raw:
+    """One image's raw tokens [M, C], some of which are aggregated where a distance is wanted in full."""
 
-    def __init__(self, tokens: Tensor, layout: Layout) -> None:
-        self.tokens, self.layout = tokens, layout
-        self.made: dict[int, np.ndarray] = {}
+    tokens: np.ndarray
+    layout: Layout
 
-    def __getitem__(self, d: int) -> np.ndarray:
-        if d not in self.made:
-            raw, unit = np.empty((2, *self.tokens.shape), np.float32)
-            kernels.center(self.tokens.float().contiguous().numpy(), raw)
-            kernels.box(raw, self.layout.H, self.layout.W, self.layout.halves[d], unit, np.empty(len(raw), np.float32))
-            self.made[d] = unit
-        return self.made[d]
+    @cached_property
+    def mean(self) -> np.float32:
+        return np.float32(self.tokens.mean(dtype=np.float64))
+
+    def aggregated(self, d: int, chosen: np.ndarray) -> np.ndarray:
+        """The chosen tokens [k, C], aggregated to the d-th degree and of unit length."""
+        h, grid = int(self.layout.halves[d]), self.tokens.reshape(self.layout.H, self.layout.W, -1)
+        sums = np.empty((len(chosen), grid.shape[2]), np.float32)
+        for total, y, x in zip(sums, *np.divmod(chosen, self.layout.W), strict=True):
+            total[:] = (grid[max(0, y - h) : y + h + 1, max(0, x - h) : x + h + 1] - self.mean).sum(axis=(0, 1))
+        return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.float32(1e-20))
+
+    def nearest(self, d: int, wanted: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+        """Squared distances [k] of aggregated tokens `wanted` [k, C] to the nearest of all here at the d-th degree.
+
+        inverse: [M], 1 / lengths of the aggregated tokens here. Products with a neighbourhood's sum are sums of
+        products; only the nearest token itself is aggregated.
+        """
+        centred = torch.from_numpy(self.tokens - self.mean)
+        products = torch.from_numpy(wanted) @ centred.T  # not by numpy, which would start threads of its own
+        sums = _neighbourhood(products.numpy(), self.layout.H, self.layout.W, int(self.layout.halves[d]))
+        found = self.aggregated(d, (sums * inverse).argmax(axis=1))
+        return np.square(wanted - found).sum(axis=1)
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,7 @@ class Image:
     """One image ready to be compared: raw tokens for the search, aggregated unit tokens for distances.
 
     rows, columns: raw centred tokens, as integer panels (with `offset` and the two `scales`) or as float32 [M, C] and
-    [n, C]. unit: [D, M, C], or where margins are not sure, and distances rarely wanted, `Units`. as_rows, as_columns:
+    [n, C]. unit: [D, M, C], or where margins are not sure, and distances rarely wanted, `Raw`. as_rows, as_columns:
     factors that turn products into cosines, margins of error of those, per degree and token, and of each token the
     first that equals it.
     """
@@ -47,7 +64,7 @@ class Image:
     columns: Any
     offset: np.ndarray
     scales: tuple[float, float]
-    unit: np.ndarray | Units
+    unit: np.ndarray | Raw
     as_rows: tuple[np.ndarray, ...]
     as_columns: tuple[np.ndarray, ...]
 
@@ -62,17 +79,18 @@ def prepare(tokens: Tensor, layout: Layout, workspace: tuple[np.ndarray, ...] | 
     M, C = tokens.shape
     D, H, W, n = len(layout.degrees), layout.H, layout.W, layout.n
     workspace = workspace or layout.workspace(C)
-    raw = workspace[0]
-    kernels.center(tokens.float().contiguous().numpy(), raw)
+    raw, given = workspace[0], tokens.float().contiguous().numpy()
+    kernels.center(given, raw)
     rows, columns, offset = arrays(*layout.operands(C))
-    unit = np.empty((D, M, C), np.float32) if layout.sure else Units(tokens, layout)
+    units = SPARE.take(4 * D * M * C * layout.sure).view(np.float32).reshape(D, -1, C)
+    unit = units if layout.sure else Raw(given, layout)
     length, error = np.empty(M, np.float32), np.zeros(M, np.float32)
     size, within = np.empty((D, M), np.float32), np.zeros((D, M), np.float32)
     halves, none = layout.halves.tolist(), np.empty((0, 0), np.float32)
     kernels.lengths(raw, length)
     for d, h in enumerate(halves):
         if h or layout.sure:
-            kernels.box(raw, H, W, h, unit[d] if layout.sure else none, size[d])
+            kernels.box(raw, H, W, h, units[d], size[d])
         else:
             size[d] = length
     inverse = 1 / np.maximum(size, np.float32(1e-20))
@@ -109,6 +127,15 @@ def prepare(tokens: Tensor, layout: Layout, workspace: tuple[np.ndarray, ...] | 
     column_scale[:, valid] = np.where(own, inverse, 0)
     column_margin[:, valid] = np.where(own, margin, search.NOTHING)
     return Image(*sides, offset, scales, unit, (inverse, margin, first), (column_scale, column_margin, first))
+
+
+def in_full(image: Image, other: Image, d: int, doubtful: np.ndarray, squares: np.ndarray) -> None:
+    """Squared distances [M] to the nearest tokens of `other`: those of `doubtful` ones and their equals, in float32."""
+    chosen = np.flatnonzero(doubtful)
+    if len(chosen) and isinstance(image.unit, Raw) and isinstance(other.unit, Raw):
+        inverse = other.as_rows[0][d] * np.float32(other.scales[1])
+        squares[chosen] = other.unit.nearest(d, image.unit.aggregated(d, chosen), inverse)
+        squares[:] = squares[image.as_rows[2][d]]
 
 
 def _integers(
@@ -163,12 +190,13 @@ def _bound(lost: np.ndarray, beyond: np.ndarray, C: int, layout: Layout) -> np.n
 
 
 def _neighbourhood(values: np.ndarray, H: int, W: int, h: int) -> np.ndarray:
-    """Sums of values [M] over (2h + 1)^2 neighbourhoods of the patch grid; none of them is negative."""
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(values.reshape(H, W), h), (2 * h + 1, 2 * h + 1))
-    return windows.sum(axis=(2, 3)).ravel()
+    """Sums of values [..., M] over (2h + 1)^2 neighbourhoods of the patch grid."""
+    cells = np.pad(values.reshape(-1, H, W), ((0, 0), (h, h), (h, h)))
+    rows = np.sum([cells[:, v : v + H] for v in range(2 * h + 1)], axis=0)
+    return np.sum([rows[:, :, u : u + W] for u in range(2 * h + 1)], axis=0).reshape(values.shape)
 
 
-def _first_of_equals(size: np.ndarray, unit: np.ndarray | Units, d: int) -> np.ndarray:
+def _first_of_equals(size: np.ndarray, unit: np.ndarray | Raw, d: int) -> np.ndarray:
     """[M]: for every aggregated token the first one that equals it in all channels; size: [M], their lengths."""
     first = np.arange(len(size))
     if (np.diff(np.sort(size)) > 0).all():
@@ -176,6 +204,7 @@ def _first_of_equals(size: np.ndarray, unit: np.ndarray | Units, d: int) -> np.n
     _, index, inverse, counts = np.unique(size, return_index=True, return_inverse=True, return_counts=True)
     for group in np.flatnonzero(counts > 1):  # most tokens differ in length
         members = np.flatnonzero(inverse == group)
-        equal = (unit[d][members] == unit[d][members[0]]).all(axis=1)
+        found = unit.aggregated(d, members) if isinstance(unit, Raw) else unit[d][members]
+        equal = (found == found[0]).all(axis=1)
         first[members[equal]] = index[group]
     return first

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -15,10 +18,43 @@ CLIP_LIKELY = 5.6  # the same where precision is not "float32": no token is left
 DIRECTIONS = 64  # whose products take 16 bits
 
 
+class Spare:
+    """Memory that images and threads of earlier calls no longer use, for the next ones: a system may take longer to
+    hand out fresh memory than the work that is done in it. At most `most` bytes are kept."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.size, self.lock = most, 0, RLock()
+        self.pieces: defaultdict[int, list[np.ndarray]] = defaultdict(list)
+
+    def take(self, size: int) -> np.ndarray:
+        """Bytes of any content; they come back when no array lies in them any more."""
+        with self.lock:
+            if self.pieces[size]:
+                memory = self.pieces[size].pop()
+                self.size -= size
+            else:
+                memory = np.empty(size, np.uint8)
+        piece = np.frombuffer(memory.data, np.uint8)
+        weakref.finalize(piece, self.give, memory).atexit = False
+        return piece
+
+    def give(self, memory: np.ndarray) -> None:
+        with self.lock:
+            if self.size + memory.nbytes > self.most:  # what was kept is of another shape, or too much
+                self.pieces.clear()
+                self.size = 0
+            if memory.nbytes <= self.most:
+                self.pieces[memory.nbytes].append(memory)
+                self.size += memory.nbytes
+
+
+SPARE = Spare(256 << 20)
+
+
 def arrays(*kinds: tuple[tuple[int, ...], type]) -> list[np.ndarray]:
-    """Zeros of given shapes and types in one piece of memory, large enough for the system to back it by large pages."""
+    """Zeros of given shapes and types in one piece of memory."""
     sizes = [-(-int(np.prod(shape)) * np.dtype(kind).itemsize // 64) * 64 for shape, kind in kinds]
-    piece = np.empty(sum(sizes) + 64, np.uint8)
+    piece = SPARE.take(sum(sizes) + 64)
     ends = np.cumsum([-piece.ctypes.data % 64, *sizes]).tolist()
     out: list[np.ndarray] = []
     for (shape, kind), start in zip(kinds, ends[:-1], strict=True):

@@ -298,12 +298,3 @@ def settle_rough(a, b, place, column_cosines, tolerance, to_b, to_a, doubtful):
                 continue
             to_a[d, m] = 2 - 2 * column_cosines[d, i]
             doubtful[1, d, m] = 2 * margin_b[d, i] > tolerance * np.sqrt(max(to_a[d, m], np.float32(0)))
-
-
-@njit(nogil=True, cache=True)
-def rescan(tokens, others, first, first_other, chosen, squares):
-    """squares [M] of the `chosen` tokens, compared with all others; each is set as that of the first that equals it."""
-    for m in range(tokens.shape[0]):
-        if chosen[m]:
-            squares[m], _ = _scan(tokens[m], others, first_other)
-        squares[m] = squares[first[m]]
