@@ -158,6 +158,17 @@ def test_interval_average_by_hand():
     assert msm.interval_average(d, (0.1, 0.3)).item() == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_interval_average_keeps_its_type_and_its_gradient(dtype):
+    d = torch.rand(2, 10, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    got = msm.interval_average(d)
+    assert got.dtype == dtype
+    expected = plain.interval_average(d.double().numpy())
+    np.testing.assert_allclose(got.double(), expected, rtol=1e-2)
+    msm.interval_average(leaf := d.clone().requires_grad_(True)).sum().backward()
+    assert (leaf.grad != 0).sum() == 2 * 3 * 6  # the three smallest of each patch
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

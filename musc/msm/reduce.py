@@ -60,7 +60,8 @@ def interval_average(
         return distances.kthvalue(high, dim=1).values if high < J else distances.amax(dim=1)
     if low == 0 and high == J:
         return distances.mean(dim=1)
-    if distances.device.type == "cpu":  # half the time of topk, and it wakes no threads for a few numbers
+    if distances.device.type == "cpu" and distances.dtype != torch.bfloat16 and not distances.requires_grad:
+        # half the time of topk, and it wakes no threads for a few numbers
         kept = torch.from_numpy(np.partition(distances.numpy(), sorted({low, high - 1}), axis=1)[:, low:high])
     else:
         kept = torch.topk(distances, high, dim=1, largest=False, sorted=low > 0).values[:, low:]
