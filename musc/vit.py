@@ -32,7 +32,7 @@ class ViTConfig:
     image_size: side in pixels that the position embedding is stored for. patch_size: side in pixels of a
     patch, a power of two. depth, width, heads: of the transformer. stem: channels of the first convolution of the
     patch embedding, doubled at each halving of the image. mean, std: of the colour channels of images in [0, 1].
-    whitened: the class token passes a last linear layer (see `musc.pretrain.whitening`).
+    whitened: patch tokens pass a linear map of their block on their way out (see `musc.pretrain.whitening`).
     """
 
     image_size: int = 256
@@ -172,7 +172,8 @@ class ViT(nn.Module):
         self.position = nn.Parameter(torch.zeros(1, config.width, grid, grid))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
-        self.whitening = nn.Linear(config.width, config.width) if config.whitened else None
+        maps = config.depth if config.whitened else 0
+        self.whitening = nn.ModuleList(nn.Linear(config.width, config.width, bias=False) for _ in range(maps))
         self.reset_parameters()
 
     @property
@@ -258,6 +259,12 @@ class ViT(nn.Module):
         model.load_state_dict(self.state_dict() | {"position": self.position_embedding(side, side).detach()})
         return model.eval().requires_grad_(False)
 
+    def shortened(self, depth: int | None) -> ViT:
+        """The network of the first `depth` blocks (None: of all), the final LayerNorm after the last of them."""
+        model = ViT(dataclasses.replace(self.config, depth=depth or self.depth))
+        model.load_state_dict({key: value for key, value in self.state_dict().items() if key in model.state_dict()})
+        return model.eval().requires_grad_(False)
+
     def forward_stages(
         self, images: Float[Tensor, "B 3 H W"], stages: tuple[int, ...] | None = None
     ) -> tuple[list[Float[Tensor, "B M C"]], Float[Tensor, "B C"]]:
@@ -265,9 +272,9 @@ class ViT(nn.Module):
 
         images: B normalised images (`mean`, `std`) whose sides are multiples of `patch_size`; they need be
         neither square nor of `image_size`. stages: blocks counted from 1 (None: `default_stages`). Patch tokens are
-        the residual stream, [B, M, C] with M = H * W / patch_size**2 in row order, in the order of `stages`; the class
-        tokens [B, C] have passed the final LayerNorm and, in unit length, the whitening if there is one. Raises
-        ConfigError on another size or an unknown stage.
+        the residual stream, whitened if the network has such maps, [B, M, C] with M = H * W / patch_size**2 in row
+        order, in the order of `stages`; the class tokens [B, C] have passed the final LayerNorm. Raises ConfigError on
+        another size or an unknown stage.
         """
         stages = stages or self.default_stages
         height, width = images.shape[-2:]
@@ -286,11 +293,8 @@ class ViT(nn.Module):
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, distance)
             if number in stages:
-                tokens[number] = x[:, 1:]
-        class_tokens = self.norm(x[:, 0])
-        if self.whitening is not None:
-            class_tokens = self.whitening(F.normalize(class_tokens, dim=-1))
-        return [tokens[s] for s in stages], class_tokens
+                tokens[number] = self.whitening[number - 1](x[:, 1:]) if self.config.whitened else x[:, 1:]
+        return [tokens[s] for s in stages], self.norm(x[:, 0])
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         """The class tokens of `forward_stages`."""

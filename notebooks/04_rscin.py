@@ -219,9 +219,9 @@ for name, chosen in windows.items():
 (100 * pd.DataFrame(table).T.rename_axis("windows")).round(1)  # in percent
 
 # %% [markdown]
-# These are few images, so one that moves past another changes the AUROC by a visible step. On this product neighbours agree more often
-# than by chance, and both pairs of windows gain; over all products of the synthetic data the embedded network's class tokens lose a little
-# ([its card](../book/embedded.md)), for they tell products apart and seldom states of one. Two things hold for any network: windows
+# These are few images, so one that moves past another changes the AUROC by a visible step. On this product neighbours agree no more often
+# than by chance, and both pairs of windows lose; over all products of the synthetic data the embedded network's class tokens lose a little
+# ([its card](../book/embedded.md)): they gain on tiles and lose on boards, for states of a small part hardly move them. Two things hold for any network: windows
 # help as far as neighbours agree, and a window of all images gives everyone one common value, and so the ranking without RsCIN back.
 # That is why the neighbourhood is *constrained* (Tab. 5 of the paper).
 #

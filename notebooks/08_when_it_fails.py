@@ -292,8 +292,8 @@ for note in consistency.describe(groups, [f"image {i}" for i in rows]):
 
 # %% [markdown]
 # With `MuScConfig(consistency="warn")`, or `musc run photos/ --consistency warn`, a run says this in its notes. With `"correct"` the patches concerned are
-# scored over the images *outside* their group, which is the dashed curve above. It mends wood, bottle tops up to 40 %,
-# and most capsules. From half of the bottle tops on it takes the *good* ones for the group, and turns their ranking round. The wood, plain and corrected:
+# scored over the images *outside* their group, which is the dashed curve above. It mends wood and bottle tops up to 40 %,
+# and capsules a little. From half of the bottle tops on it takes the *good* ones for the group, and turns their ranking round. The wood, plain and corrected:
 
 # %% mystnb={"figure": {"caption": "Images that share a defect, their maps by the plain method, and corrected.", "name": "fig-fails-corrected"}, "image": {"alt": "Defective images in the first row; dark maps below; corrected maps with a bright spot at the defect."}}
 shown = [0, *range(len(rows) - 3, len(rows))]

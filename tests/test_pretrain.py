@@ -23,8 +23,8 @@ from musc.pretrain.objective import (
     image_loss,
     state_loss,
 )
-from musc.pretrain.train import Recipe, Trainer, batches
-from musc.pretrain.whitening import whitened, whitening
+from musc.pretrain.train import Recipe, Trainer, batches, grown
+from musc.pretrain.whitening import differences, whitened, whitening
 
 TINY = {
     "seed": 3,
@@ -102,23 +102,44 @@ def test_the_hardest_tokens_are_those_farthest_from_the_other_images():
 
 
 def test_whitening_gives_every_direction_the_same_length():
-    z = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9) + 20
-    W, b = whitening(z, shrinkage=0)
-    out = torch.nn.functional.normalize(z, dim=-1) @ W.T + b
-    torch.testing.assert_close(out.T @ out / 500, torch.eye(8), atol=1e-3, rtol=0)
-    torch.testing.assert_close(out.mean(0), torch.zeros(8), atol=1e-4, rtol=0)
+    d = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9)
+    S = d.T.double() @ d.double() / 500
+    W = whitening(S, shrinkage=0)
+    scale = torch.trace(S) / 8
+    torch.testing.assert_close(W.double() @ S @ W.double(), scale * torch.eye(8).double(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(W, W.T, atol=1e-5, rtol=0)
 
 
-def test_a_whitened_network_differs_in_its_class_tokens_alone(recipe, tmp_path):
+def test_differences_are_those_of_normal_tokens_to_the_nearest_of_other_images():
+    units = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]], [[0.6, 0.8], [1.0, 0.0]], [[-1.0, 0.0], [0.0, -1.0]]]])
+    labels = torch.tensor([[[NORMAL, NORMAL], [DEFECTIVE, UNCLEAR], [NORMAL, UNCLEAR]]])
+    expected = torch.tensor([[0.0, 0.0], [-0.6, 0.2], [-1.0, -1.0]], dtype=torch.float64)
+    torch.testing.assert_close(differences(units, labels), expected, atol=1e-6, rtol=0)
+
+
+def test_a_whitened_network_differs_in_its_patch_tokens_alone(recipe, tmp_path):
     model = Trainer(recipe).averaged()
     new = whitened(model, seed=1, batches=2, products=3, count=2, size=48, shrinkage=0.1)
     vit.save(new, tmp_path / "new.safetensors")
     pixels = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
-    (stages, plain), (same, other) = model.forward_stages(pixels), new.forward_stages(pixels)
-    assert all(torch.equal(a, b) for a, b in zip(stages, same, strict=True))
-    expected = torch.nn.functional.normalize(plain, dim=-1) @ new.whitening.weight.T + new.whitening.bias
-    torch.testing.assert_close(other, expected)
-    torch.testing.assert_close(vit.load(tmp_path / "new.safetensors")(pixels), other, atol=0.1, rtol=0.05)
+    (plain, same), (stages, again) = model.forward_stages(pixels, (2, 4)), new.forward_stages(pixels, (2, 4))
+    torch.testing.assert_close(again, same)
+    for tokens, out, block in zip(plain, stages, (1, 3), strict=True):
+        torch.testing.assert_close(out, tokens @ new.whitening[block].weight)  # symmetric
+    saved = vit.load(tmp_path / "new.safetensors").forward_stages(pixels, (2,))[0][0]
+    torch.testing.assert_close(saved, stages[0], atol=0.05, rtol=0.05)
+
+
+def test_a_shortened_network_stops_after_its_first_blocks(recipe):
+    model = Trainer(recipe).averaged()
+    short = model.shortened(2)
+    pixels = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    (a, b), _ = model.forward_stages(pixels, (1, 2))
+    (c, d), _ = short.forward_stages(pixels, (1, 2))
+    assert short.depth == 2
+    assert torch.equal(a, c)
+    assert torch.equal(b, d)
+    assert model.shortened(None).config == model.config
 
 
 LABELS = torch.tensor([[[NORMAL, NORMAL], [NORMAL, NORMAL], [DEFECTIVE, NORMAL], [UNCLEAR, NORMAL]]])
@@ -158,6 +179,23 @@ def test_resumed_equals_uninterrupted(recipe, tmp_path):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
+def test_the_degrees_of_a_recipe_are_those_it_trains(recipe):
+    losses_of = {r: losses(train(Trainer(dataclasses.replace(recipe, degrees=(r,))), 1)) for r in (1, 5)}
+    assert losses_of[1] != losses_of[5]
+    wide = dataclasses.replace(recipe, degrees=(1, 3, 5))
+    assert Recipe.from_dict(wide.to_dict()) == wide
+
+
+def test_added_blocks_change_no_token_at_first(recipe):
+    model = Trainer(recipe).averaged()
+    new = grown(model, dataclasses.replace(model.config, depth=6), seed=1)
+    images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    stages, class_tokens = model.forward_stages(images, (1, 2, 4, 4))
+    deeper, class_tokens_deeper = new.forward_stages(images, (1, 2, 4, 6))
+    for got, expected in zip([*deeper, class_tokens_deeper], [*stages, class_tokens], strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_unknown_settings_are_named():
     with pytest.raises(ConfigError, match="unknown settings speed"):
         Recipe.from_dict({"speed": 9})
@@ -181,7 +219,7 @@ def test_parts_follow_each_other(tmp_path):
     recipe = {"parts": [{"start": start, "stop": stop, "recipe": recipe} for start, recipe, stop in parts]}
     del recipe["parts"][2]["stop"]  # then the recipe's last step
     recipe["parts"][2]["start"] = {"0": 0.5, "1": 0.5}
-    recipe |= {"average": {"1": 0.25, "2": 0.75}, "image_size": 64}
+    recipe |= {"average": {"1": 0.25, "2": 0.75}, "image_size": 64, "depth": 2}
     recipe["whitening"] = {"seed": 2, "batches": 1, "products": 2, "count": 2, "size": 48, "shrinkage": 0.1}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     command = ["--config", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "run"), "--workers", "0"]
@@ -199,7 +237,8 @@ def test_parts_follow_each_other(tmp_path):
     expected = 0.25 * ends[1]["average"][name] + 0.75 * ends[2]["average"][name]
     torch.testing.assert_close(got[name], expected, atol=1e-3, rtol=1e-3)
     assert got["position"].shape[-2:] == (8, 8)
-    assert "whitening.weight" in got
+    assert got["whitening.1.weight"].shape == (24, 24)
+    assert "blocks.2.norm1.weight" not in got
     assert pretrain.main([*command[:3], str(tmp_path / "none"), "--export", str(tmp_path / "none.safetensors")]) == 2
 
 
@@ -209,7 +248,8 @@ def test_shipped_weights_are_small_and_of_the_recipe_beside_them():
     trained = dataclasses.replace(model.config, whitened=False)
     assert trained == vit.ViTConfig()  # the defaults describe the shipped network: `musc backbones` shows them
     for part in shipped():
-        assert dataclasses.replace(Recipe.from_dict(part["recipe"]).vit, image_size=256) == trained
+        shape = Recipe.from_dict(part["recipe"]).vit
+        assert dataclasses.replace(shape, image_size=256, depth=4) == trained  # the last part's has eight blocks
 
 
 @pytest.mark.parametrize("size", [256, 160])

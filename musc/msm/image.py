@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -55,16 +56,17 @@ class Image:
     """One image ready to be compared: raw tokens for the search, aggregated unit tokens for distances.
 
     rows, columns: raw centred tokens, as integer panels (with `offset` and the two `scales`) or as float32 [M, C] and
-    [n, C]. unit: [D, M, C], or where margins are not sure, and distances rarely wanted, `Raw`. as_rows, as_columns:
-    factors that turn products into cosines, margins of error of those, per degree and token, and of each token the
-    first that equals it.
+    [n, C]. unit: [D, M, C]; where margins are not sure it is empty, and `raw` serves the few distances that are wanted.
+    as_rows, as_columns: factors that turn products into cosines, margins of error of those, per degree and token, and
+    of each token the first that equals it.
     """
 
     rows: Any
     columns: Any
     offset: np.ndarray
     scales: tuple[float, float]
-    unit: np.ndarray | Raw
+    unit: np.ndarray
+    raw: Raw | None
     as_rows: tuple[np.ndarray, ...]
     as_columns: tuple[np.ndarray, ...]
 
@@ -82,15 +84,17 @@ def prepare(tokens: Tensor, layout: Layout, workspace: tuple[np.ndarray, ...] | 
     raw, given = workspace[0], tokens.float().contiguous().numpy()
     kernels.center(given, raw)
     rows, columns, offset = arrays(*layout.operands(C))
-    units = SPARE.take(4 * D * M * C * layout.sure).view(np.float32).reshape(D, -1, C)
-    unit = units if layout.sure else Raw(given, layout)
+    if layout.sure:
+        unit, few = SPARE.take(4 * D * M * C).view(np.float32).reshape(D, M, C), None
+    else:
+        unit, few = np.empty((D, 0, C), np.float32), Raw(given, layout)
     length, error = np.empty(M, np.float32), np.zeros(M, np.float32)
     size, within = np.empty((D, M), np.float32), np.zeros((D, M), np.float32)
     halves, none = layout.halves.tolist(), np.empty((0, 0), np.float32)
     kernels.lengths(raw, length)
     for d, h in enumerate(halves):
         if h or layout.sure:
-            kernels.box(raw, H, W, h, units[d], size[d])
+            kernels.box(raw, H, W, h, unit[d], size[d])
         else:
             size[d] = length
     inverse = 1 / np.maximum(size, np.float32(1e-20))
@@ -120,21 +124,24 @@ def prepare(tokens: Tensor, layout: Layout, workspace: tuple[np.ndarray, ...] | 
     beyond = np.sqrt(np.maximum(1 - within**2, 0)) + slack * met  # length of what takes 8 bits
     margin = _bound(lost, beyond, C, layout) + slack * met**2 / 2
     margin = np.minimum(margin, 2).astype(np.float32)
-    first = np.stack([_first_of_equals(size[d], unit, d) for d in range(D)])
+    pick = few.aggregated if few else lambda d, chosen: unit[d][chosen]
+    first = np.stack([_first_of_equals(size[d], partial(pick, d)) for d in range(D)])
     inverse /= scales[1]
     column_scale, column_margin = np.zeros((D, n), np.float32), np.full((D, n), search.NOTHING, np.float32)
     own = first == np.arange(M)
     column_scale[:, valid] = np.where(own, inverse, 0)
     column_margin[:, valid] = np.where(own, margin, search.NOTHING)
-    return Image(*sides, offset, scales, unit, (inverse, margin, first), (column_scale, column_margin, first))
+    return Image(*sides, offset, scales, unit, few, (inverse, margin, first), (column_scale, column_margin, first))
 
 
 def in_full(image: Image, other: Image, d: int, doubtful: np.ndarray, squares: np.ndarray) -> None:
     """Squared distances [M] to the nearest tokens of `other`: those of `doubtful` ones and their equals, in float32."""
+    assert image.raw is not None
+    assert other.raw is not None
     chosen = np.flatnonzero(doubtful)
-    if len(chosen) and isinstance(image.unit, Raw) and isinstance(other.unit, Raw):
+    if len(chosen):
         inverse = other.as_rows[0][d] * np.float32(other.scales[1])
-        squares[chosen] = other.unit.nearest(d, image.unit.aggregated(d, chosen), inverse)
+        squares[chosen] = other.raw.nearest(d, image.raw.aggregated(d, chosen), inverse)
         squares[:] = squares[image.as_rows[2][d]]
 
 
@@ -196,15 +203,16 @@ def _neighbourhood(values: np.ndarray, H: int, W: int, h: int) -> np.ndarray:
     return np.sum([rows[:, :, u : u + W] for u in range(2 * h + 1)], axis=0).reshape(values.shape)
 
 
-def _first_of_equals(size: np.ndarray, unit: np.ndarray | Raw, d: int) -> np.ndarray:
-    """[M]: for every aggregated token the first one that equals it in all channels; size: [M], their lengths."""
+def _first_of_equals(size: np.ndarray, pick: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """[M]: for every aggregated token the first one that equals it in all channels; size: [M], their lengths; pick:
+    chosen ones, [k, C]."""
     first = np.arange(len(size))
     if (np.diff(np.sort(size)) > 0).all():
         return first
     _, index, inverse, counts = np.unique(size, return_index=True, return_inverse=True, return_counts=True)
     for group in np.flatnonzero(counts > 1):  # most tokens differ in length
         members = np.flatnonzero(inverse == group)
-        found = unit.aggregated(d, members) if isinstance(unit, Raw) else unit[d][members]
+        found = pick(members)
         equal = (found == found[0]).all(axis=1)
         first[members[equal]] = index[group]
     return first

@@ -79,15 +79,19 @@ def mean(folders: list[Path], shares: dict[str, float], image_size: int | None) 
 
 def result(folders: list[Path], plan: dict[str, Any]) -> ViT:
     """The network of the last checkpoint; once the last part has one, the mean that the plan asks for ("average"), for
-    its input size ("image_size") and with a whitened class token ("whitening": the settings of `whitened`)."""
+    its input size ("image_size"), of its first blocks ("depth"), with whitened patch tokens ("whitening": the settings
+    of `whitened`, for what the last part's program draws)."""
     found = [number for number, folder in enumerate(folders) if (folder / LAST).is_file()]
     if not found:
         raise ConfigError(f"{folders[0].parent}: no checkpoint to export; train first, with this folder as --out.")
     shares = {str(found[-1]): 1.0}
     if found[-1] == len(folders) - 1:
         shares = plan.get("average", shares)
-    model = mean(folders, shares, plan.get("image_size"))
-    return whitened(model, **plan["whitening"]) if "whitening" in plan else model
+    model = mean(folders, shares, plan.get("image_size")).shortened(plan.get("depth"))
+    if "whitening" not in plan:
+        return model
+    program = Recipe.from_dict(plan["parts"][-1]["recipe"]).program
+    return whitened(model, program=program, **plan["whitening"])
 
 
 def train(trainer: Trainer, folder: Path, arguments: argparse.Namespace, stop: int) -> None:

@@ -189,6 +189,7 @@ def objective(
     queries: int = 64,
     hardest: int = 0,
     foreign: int = 512,
+    degrees: tuple[int, ...] = (1, 3),
     image_weight: float = 0.0,
     identity_weight: float = 0.3,
     product_weight: float = 0.1,
@@ -201,14 +202,15 @@ def objective(
     `product`, `state`, `graded`, and `auroc`, the share of (defective, normal) query pairs of a product that the mean
     of the stages' scores orders right.
 
-    stages: per stage the tokens [P * K, M, C]. class_tokens: [P * K, C]. masks: the changed pixels.
+    stages: per stage the tokens [P * K, M, C]. class_tokens: [P * K, C]. masks: the changed pixels. degrees: of
+    aggregation, of which every batch draws one.
     """
     P, K = masks.shape[:2]
     labels = token_labels(masks.flatten(0, 1), patch)
     M = labels.shape[1]
     draw = torch.rand(labels.shape, generator=generator)
     others = torch.randint(P * K * M, (foreign,), generator=generator)
-    degree = int(torch.randint(2, (1,), generator=generator)) * 2 + 1
+    degree = degrees[int(torch.randint(len(degrees), (1,), generator=generator))]
     units = [normalized(tokens, degree).reshape(P, K, M, -1) for tokens in stages]
     first = hardest_tokens(units, labels.reshape(P, K, M), hardest) if hardest else None
     chosen = choose_queries(labels, queries, draw, first).reshape(P, K, -1)

@@ -53,6 +53,7 @@ class Recipe:
     queries: int = 64
     hardest: int = 0
     foreign: int = 512
+    degrees: tuple[int, ...] = (1, 3)
     image_weight: float = 0.0
     identity_weight: float = 0.3
     product_weight: float = 0.1
@@ -81,6 +82,8 @@ class Recipe:
         values = dict(plain)
         if "phases" in values:
             values["phases"] = tuple(Phase(**phase) for phase in values["phases"])
+        if "degrees" in values:
+            values["degrees"] = tuple(values["degrees"])
         if "program" in values:
             values["program"] = Program.from_dict(values["program"])
         if "vit" in values:
@@ -189,6 +192,17 @@ def pixels(images: np.ndarray, config: ViTConfig) -> Tensor:
     return (rearrange(torch.from_numpy(images), "p k h w c -> (p k) c h w").float() / 255 - mean) / std
 
 
+def grown(model: ViT, config: ViTConfig, seed: int = 0) -> ViT:
+    """A network of shape `config`, as deep as `model` or deeper, whose added blocks change no token at first."""
+    new = ViT(config)
+    new.reset_parameters(torch.Generator().manual_seed(seed))
+    for block in cast("list[vit.Block]", list(new.blocks)[model.depth :]):
+        nn.init.zeros_(block.attn.proj.weight)
+        nn.init.zeros_(cast(nn.Linear, block.mlp[-1]).weight)
+    new.load_state_dict(new.state_dict() | model.state_dict())
+    return new
+
+
 class Trainer:
     """The state of a run: network, its moving average, optimisers, step and log."""
 
@@ -197,7 +211,7 @@ class Trainer:
         self.recipe, self.number = recipe, 0
         self.model = ViT(recipe.vit)
         if weights:
-            self.model.load_state_dict(vit.load(weights).state_dict())
+            self.model = grown(vit.load(weights), recipe.vit, recipe.seed)
         else:
             self.model.reset_parameters(torch.Generator().manual_seed(recipe.seed))
             first = recipe.phases[0]
@@ -227,6 +241,7 @@ class Trainer:
             queries=recipe.queries,
             hardest=recipe.hardest,
             foreign=recipe.foreign,
+            degrees=recipe.degrees,
             image_weight=recipe.image_weight,
             identity_weight=recipe.identity_weight,
             product_weight=recipe.product_weight,

@@ -1,8 +1,8 @@
-"""Whitening of the class token, after training: its directions are made equally long over many drawn products.
+"""Whitening of the patch tokens, after training: what normal patches differ in from their nearest counts less.
 
-Few directions hold most of what class tokens differ in, so those of one product are nearly parallel and RsCIN weighs
-an image's neighbours like the image itself. Whitened, the others count as well: neighbours are told apart better, and
-what looks less alike weighs less.
+Mutual scoring compares a patch with the nearest of other images. Even normal patches differ from theirs, and mostly in
+a few directions: where a grain lies in its patch, how the light falls. One linear map per block shortens those, so that
+what a defect adds stands out in all the others.
 """
 
 from __future__ import annotations
@@ -10,35 +10,62 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from musc.pretrain.images import batch
+from musc.pretrain.images import Program, batch
+from musc.pretrain.objective import NORMAL, normalized, token_labels
 from musc.pretrain.train import pixels
 from musc.vit import ViT
 
 
-def whitening(tokens: Float[Tensor, "B C"], shrinkage: float) -> tuple[Float[Tensor, "C C"], Float[Tensor, "C"]]:
-    """W and b such that z W^T + b has mean 0 and nearly the identity for covariance, z being the tokens in unit length.
-
-    W = (S + shrinkage tr(S) / C I)^(-1/2), S the covariance of z: symmetric, so that directions stay what they are.
-    """
-    z = F.normalize(tokens.double(), dim=-1)
-    centre = z.mean(0)
-    values, vectors = torch.linalg.eigh((z - centre).T @ (z - centre) / len(z))
-    W = vectors * (values + shrinkage * values.mean()).rsqrt() @ vectors.T
-    return W.float(), (-W @ centre).float()
+def whitening(S: Float[Tensor, "C C"], shrinkage: float) -> Float[Tensor, "C C"]:
+    """W = (S / s + shrinkage I)^-1/2, s the mean eigenvalue of S; symmetric, so that directions stay what they are."""
+    values, vectors = torch.linalg.eigh(S.double())
+    return (vectors * (values / values.mean() + shrinkage).rsqrt() @ vectors.T).float()
 
 
-def whitened(model: ViT, *, seed: int, batches: int, products: int, count: int, size: int, shrinkage: float) -> ViT:
-    """The network with a whitening of its class tokens for `batches` drawn batches of new products."""
+def differences(units: Float[Tensor, "P K M C"], labels: Int[Tensor, "P K M"]) -> Float[Tensor, "n C"]:
+    """What the NORMAL ones of unit tokens differ in from the nearest token of their product's other images."""
     found = []
+    for product, kinds in zip(units, labels, strict=True):
+        for k, (tokens, kind) in enumerate(zip(product, kinds, strict=True)):
+            others = torch.cat([product[:k], product[k + 1 :]]).flatten(0, 1)
+            normal = tokens[kind == NORMAL]
+            found.append(normal - others[(normal @ others.T).argmax(1)])
+    return torch.cat(found).double()
+
+
+@torch.no_grad()
+def whitened(
+    model: ViT,
+    *,
+    seed: int,
+    batches: int,
+    products: int,
+    count: int,
+    size: int,
+    shrinkage: float,
+    degrees: tuple[int, ...] = (1, 3, 5),
+    program: Program | None = None,
+) -> ViT:
+    """The network with a whitening of every block's patch tokens, for `batches` drawn batches of new products.
+
+    S is the mean of d d^T over differences d of tokens aggregated to any of the `degrees`.
+    """
+    stages = tuple(range(1, model.depth + 1))
+    S = torch.zeros(model.depth, model.width, model.width, dtype=torch.float64)
     for number in range(batches):
-        images, _ = batch(seed, number, products, count, size)
-        with torch.no_grad():
-            found.append(model(pixels(images, model.config)))
-    W, b = whitening(torch.cat(found), shrinkage)
+        images, masks = batch(seed, number, products, count, size, program or Program())
+        labels = token_labels(torch.from_numpy(masks).flatten(0, 1), model.patch_size)
+        labels = rearrange(labels, "(p k) m -> p k m", p=products)
+        for moments, tokens in zip(S, model.forward_stages(pixels(images, model.config), stages)[0], strict=True):
+            for degree in degrees:
+                units = rearrange(normalized(tokens, degree), "(p k) m c -> p k m c", p=products)
+                d = differences(units, labels)
+                moments += d.T @ d
     new = ViT(dataclasses.replace(model.config, whitened=True))
-    new.load_state_dict(model.state_dict() | {"whitening.weight": W, "whitening.bias": b})
+    maps = {f"whitening.{block}.weight": whitening(each, shrinkage) for block, each in enumerate(S)}
+    new.load_state_dict(model.state_dict() | maps)
     return new.eval().requires_grad_(False)
