@@ -31,7 +31,7 @@ def run(quick: bool, most: int = 400) -> list[dict[str, Any]]:
     pair = _pair_rows(4 if quick else 10, side, C, repeats=2 if quick else 3)
     N_small = (4, 8, 16) if quick else [N for N in (10, 25, 50, 100, 200, 400) if most >= N]
     over_N = _exponent_row("N", [(N, 6 if quick else 14, 384, None) for N in N_small])
-    # with fewer images a pool of 20 is nearly all the others, and most pairs serve both of their images
+    # with fewer images a pool of 20 is nearly all the others
     N_pool = N_small[1:] if quick else (50, 100, 200)
     over_pool = _exponent_row("N", [(N, 6 if quick else 14, 384, 3 if quick else 20) for N in N_pool])
     sides = (6, 9, 12) if quick else (14, 20, 28, 37)
