@@ -52,7 +52,7 @@ def whitened(
 ) -> ViT:
     """The network with a whitening of every block's patch tokens, for `batches` drawn batches of new products.
 
-    S is the mean of d d^T over differences d of tokens aggregated to any of the `degrees`.
+    S sums d d^T over the differences d of tokens aggregated to each of the `degrees`.
     """
     stages = tuple(range(1, model.depth + 1))
     S = torch.zeros(model.depth, model.width, model.width, dtype=torch.float64)
