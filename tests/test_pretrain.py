@@ -119,7 +119,7 @@ def test_differences_are_those_of_normal_tokens_to_the_nearest_of_other_images()
 
 def test_a_whitened_network_differs_in_its_patch_tokens_alone(recipe, tmp_path):
     model = Trainer(recipe).averaged()
-    new = whitened(model, seed=1, batches=2, products=3, count=2, size=48, shrinkage=0.1)
+    new = whitened(model, seed=1, batches=2, products=3, count=2, size=48, shrinkage=0.1, program=Program())
     vit.save(new, tmp_path / "new.safetensors")
     pixels = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     (plain, same), (stages, again) = model.forward_stages(pixels, (2, 4)), new.forward_stages(pixels, (2, 4))

@@ -209,10 +209,10 @@ class Trainer:
     def __init__(self, recipe: Recipe, weights: Path | None = None) -> None:
         """weights: an exported file to start from (None: random weights from the recipe's seed)."""
         self.recipe, self.number = recipe, 0
-        self.model = ViT(recipe.vit)
         if weights:
             self.model = grown(vit.load(weights), recipe.vit, recipe.seed)
         else:
+            self.model = ViT(recipe.vit)
             self.model.reset_parameters(torch.Generator().manual_seed(recipe.seed))
             first = recipe.phases[0]
             images, _ = batch(recipe.seed, -1 % 2**31, first.products, 2, first.size)

@@ -19,6 +19,8 @@ from musc.pretrain.objective import NORMAL, normalized, token_labels
 from musc.pretrain.train import pixels
 from musc.vit import ViT
 
+DEGREES = (1, 3, 5)  # the paper's, with which the tokens are scored
+
 
 def whitening(S: Float[Tensor, "C C"], shrinkage: float) -> Float[Tensor, "C C"]:
     """W = (S / s + shrinkage I)^-1/2, s the mean eigenvalue of S; symmetric, so that directions stay what they are."""
@@ -47,21 +49,20 @@ def whitened(
     count: int,
     size: int,
     shrinkage: float,
-    degrees: tuple[int, ...] = (1, 3, 5),
-    program: Program | None = None,
+    program: Program,
 ) -> ViT:
     """The network with a whitening of every block's patch tokens, for `batches` drawn batches of new products.
 
-    S sums d d^T over the differences d of tokens aggregated to each of the `degrees`.
+    S sums d d^T over the differences d of tokens aggregated to each of the DEGREES.
     """
     stages = tuple(range(1, model.depth + 1))
     S = torch.zeros(model.depth, model.width, model.width, dtype=torch.float64)
     for number in range(batches):
-        images, masks = batch(seed, number, products, count, size, program or Program())
+        images, masks = batch(seed, number, products, count, size, program)
         labels = token_labels(torch.from_numpy(masks).flatten(0, 1), model.patch_size)
         labels = rearrange(labels, "(p k) m -> p k m", p=products)
         for moments, tokens in zip(S, model.forward_stages(pixels(images, model.config), stages)[0], strict=True):
-            for degree in degrees:
+            for degree in DEGREES:
                 units = rearrange(normalized(tokens, degree), "(p k) m c -> p k m c", p=products)
                 d = differences(units, labels)
                 moments += d.T @ d
