@@ -181,10 +181,7 @@ def test_unknown_device():
 
 @pytest.mark.realdata
 def test_magnetic_tile_lands_on_the_known_figures(shared):
-    """A separate plain implementation measured these on 352 photographs (clean masks, 224 px, stages 3, 6, 9, 12).
-
-    There all the others scored each photograph; 60 drawn ones take a fraction of the time and come within 0.02.
-    """
+    """A separate plain implementation measured these on 352 photographs (clean masks, 224 px, stages 3, 6, 9, 12)."""
     from musc import MuScConfig
     from musc.datasets import load_category
 
@@ -193,10 +190,9 @@ def test_magnetic_tile_lands_on_the_known_figures(shared):
         weights=str(shared / "weights/deit_tiny_patch16_224.safetensors"),
         image_size=224,
         device="cpu",
-        references=60,
     )
     metrics = MuSc(config).run(load_category("mvtec_ad", shared / "data/magnetic_tile", "tile")).metrics
-    assert metrics["image_before_rscin"]["auroc"] == pytest.approx(0.731, abs=0.02)
-    assert metrics["image"]["auroc"] == pytest.approx(0.737, abs=0.02)
-    assert metrics["pixel_clean"]["auroc"] == pytest.approx(0.986, abs=0.02)
-    assert metrics["pixel_clean"]["ap"] == pytest.approx(0.79, abs=0.02)
+    assert metrics["image_before_rscin"]["auroc"] == pytest.approx(0.731, abs=0.01)
+    assert metrics["image"]["auroc"] == pytest.approx(0.737, abs=0.01)
+    assert metrics["pixel_clean"]["auroc"] == pytest.approx(0.986, abs=0.01)
+    assert metrics["pixel_clean"]["ap"] == pytest.approx(0.79, abs=0.01)
