@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from musc import lnamd, msm
-from musc.msm import blocked, gpu
+from musc.engines import blocked, gpu
 
 TILES = (gpu.Tile(), gpu.Tile(warps=4), gpu.Tile(stages=3), gpu.Tile(128, 256), gpu.Tile(64, 128, warps=4))
 

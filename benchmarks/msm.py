@@ -67,7 +67,7 @@ def beyond_features(N: int, side: int, C: int, block: int = 8) -> dict[str, int]
     products' operands. buffers: per thread, Gram rows and the like, and the float tokens of an image in preparation.
     scores: what each image's reductions leave, twice, and the pairs.
     """
-    from musc.msm import cpu
+    from musc.engines import cpu
 
     D, M = len(DEGREES), side * side
     layout = cpu.Layout(side, side, DEGREES, cpu.has_integer_products())

@@ -10,7 +10,9 @@ from jaxtyping import install_import_hook
 _finder = install_import_hook("musc", "typecheck.checker").hook
 _checked = _finder.should_instrument
 # No compiler takes a wrapped function.
-COMPILED = {f"musc.msm.{name}" for name in ("boxes", "gram", "kernels", "search", "triton_kernels")}
+COMPILED = {f"musc.engines.cpu.{name}" for name in ("boxes", "products", "kernels", "search")} | {
+    "musc.engines.gpu.kernels"
+}
 _finder.should_instrument = lambda name: name not in COMPILED and _checked(name)
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from musc import lnamd
+from musc.engines import gpu
+from musc.engines.pairs import plan_pool
 from musc.errors import ConfigError
-from musc.msm import gpu, plan_pool
 
 GRID = (5, 4)  # 20 patches and 24 channels: no multiples of the tile
 SMALL = gpu.Tile(16, 16, 32, winners=32)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from musc import lnamd, msm
-from musc.msm import blocked, cpu
+from musc import engines, lnamd, msm
+from musc.engines import blocked, cpu
 
 GRID = (5, 6)
 
@@ -116,7 +116,7 @@ def test_threads_change_nothing(engine):
 def test_stage_distances_write_where_they_are_told(tmp_path):
     x = tokens(5)
     expected = msm.stage_distances(x, (1, 3), grid=GRID)
-    out = msm.memory_map(tmp_path / "d", (2, 5, 4, 30), torch.float16)
+    out = engines.memory_map(tmp_path / "d", (2, 5, 4, 30), torch.float16)
     msm.stage_distances(x, (1, 3), grid=GRID, out=out)
     torch.testing.assert_close(out.float(), expected, atol=1e-3, rtol=0)
     assert (tmp_path / "d").stat().st_size == out.numel() * 2

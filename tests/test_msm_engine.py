@@ -16,9 +16,10 @@ from test_msm import GRID, engine, tokens, use_products  # noqa: F401
 from benchmarks import __main__ as benchmarks
 from benchmarks import msm as bench
 from musc import msm
-from musc.msm import cpu, gram, image
-from musc.msm.layout import Spare
-from musc.msm.pairs import plan_pool
+from musc.engines import cpu
+from musc.engines.cpu import image, products
+from musc.engines.cpu.layout import Spare
+from musc.engines.pairs import plan_pool
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 30), (10, 60), (50, 100)])
@@ -73,12 +74,12 @@ def test_margins_bound_what_rounding_does(huge, kind, monkeypatch):
     x = tokens(2, (7, 9), C=200, smooth=not huge)
     x[:, :, 3] += 50 * huge
     layout = cpu.Layout(7, 9, (1, 3, 5), True, cpu.has_wide_products())
-    products = gram.products_wide if layout.wide else gram.products
+    multiply = products.products_wide if layout.wide else products.products
     for way in cpu.ways(lambda p: x[p], plan_pool(2), layout, "float32"):
         a, b = (cpu.prepare(each, way) for each in x)
         ring = np.zeros((66, way.n), np.float32)
         ratio = np.float32(a.scales[1] * b.scales[1] / (a.scales[0] * b.scales[0]))
-        products(a.rows, b.columns, b.offset, ratio, ring, 0, len(a.rows))
+        multiply(a.rows, b.columns, b.offset, ratio, ring, 0, len(a.rows))
         between = ring[:63, way.place >= 0].astype(np.float64).reshape(7, 9, 7, 9)
         for d, r in enumerate((1, 3, 5)):
             padded = np.pad(between, r // 2)

@@ -11,7 +11,7 @@ import torch
 from test_msm import GRID, tokens
 
 from musc import msm
-from musc.msm import gpu
+from musc.engines import gpu
 
 CUDA = torch.device("cuda", 0)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from musc import MuSc, MuScConfig, MuScResult, cli, msm
+from musc.engines import cpu
 from musc.errors import ConfigError, DataError
-from musc.msm import cpu
 from musc.stream import MutualPool, Stream, score_against
 
 GRID = (2, 3)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from musc import MuSc, msm
+from musc.engines import windowed
 from musc.errors import ConfigError
-from musc.msm import windowed
 
 GRID = (5, 7)
 

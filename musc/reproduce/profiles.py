@@ -20,9 +20,9 @@ from musc import datasets, experiments
 from musc.config import MASK_PROTOCOLS, PAPER_WINDOWS, MuScConfig
 from musc.datasets.base import Category
 from musc.datasets.synthetic import HARD
+from musc.engines import cpu as _cpu  # noqa: F401  loaded with or without results on disk: both runs use the same code
 from musc.errors import ConfigError, ResultError
 from musc.features import Features
-from musc.msm import cpu as _cpu  # noqa: F401  loaded with or without results on disk: both runs use the same code
 from musc.paper import table
 from musc.pipeline import MuSc
 from musc.results import MuScResult

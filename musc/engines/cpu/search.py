@@ -13,8 +13,8 @@ import numpy as np
 from numba import njit
 from numba.cpython.unsafe.numbers import trailing_zeros
 
-from musc.msm.boxes import CHUNK, judge, largest, passing
-from musc.msm.boxes import sums as add
+from musc.engines.cpu.boxes import CHUNK, judge, largest, passing
+from musc.engines.cpu.boxes import sums as add
 
 KEPT = 48  # candidates per token; with more the token is compared with all
 EQUAL = np.float32(5e-14)  # squared distance of tokens that are equal but for float32's last digits

@@ -4,8 +4,8 @@ Rows to be added up are given by their addresses, the middle one first and then 
 neighbouring tokens of the one image, or one row shifted to neighbouring tokens of the other. Every sum is then one pass
 over memory whatever the aggregation degree, and the last one is judged before it is stored.
 
-numba's cache of a caller does not see a change of what it calls in another file: after an edit here, in `gram` or in
-`kernels`, delete `musc/msm/__pycache__`.
+numba's cache of a caller does not see a change of what it calls in another file: after an edit here, in `products` or
+in `kernels`, delete `musc/engines/cpu/__pycache__`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from musc.msm.gram import _I8, _I64, _F32x8, _larger, _load, _Loop, _same, _store
+from musc.engines.cpu.products import _I8, _I64, _F32x8, _larger, _load, _Loop, _same, _store
 
 CHUNK = 64  # columns, in bytes 256
 PLACES = range(0, 256, 32)

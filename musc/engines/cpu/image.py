@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musc.msm import gram, kernels, search
-from musc.msm.layout import SPARE, Layout, arrays
+from musc.engines.cpu import kernels, products, search
+from musc.engines.cpu.layout import SPARE, Layout, arrays
 
 ROUNDING = 2.0**-24  # relative, of one float32 operation
 SUMMED = 1e-6  # of a cosine, by float32 box filters
@@ -148,7 +148,7 @@ def in_full(image: Image, other: Image, d: int, doubtful: np.ndarray, squares: n
 def _integers(
     workspace: tuple[np.ndarray, ...], length: np.ndarray, layout: Layout, *out: np.ndarray
 ) -> tuple[tuple[float, float], np.ndarray, np.ndarray]:
-    """A workspace's raw tokens as panels for `gram.products`, and the scales of the 8-bit and the 16-bit integers.
+    """A workspace's raw tokens as panels for `products.products`, and the scales of the 8-bit and the 16-bit integers.
 
     out: rows, columns, offset, error, which receives the length of what 16 bits leave out of every token. Last come the
     tokens' coordinates that take 16 bits, and what 8 bits leave out of the others.
@@ -160,7 +160,7 @@ def _integers(
     else:
         A, V = (torch.from_numpy(matrix) for matrix in layout.turn)
         K = A.shape[1]
-        width = -(-(C - K) // (4 * gram.SPAN)) * 4 * gram.SPAN  # zeros fill the last span
+        width = -(-(C - K) // (4 * products.SPAN)) * 4 * products.SPAN  # zeros fill the last span
         low, high, inner = (
             room.reshape(-1)[: M * n].reshape(M, n) for room, n in zip(workspace[1:], (width, K, K), strict=True)
         )
@@ -173,7 +173,7 @@ def _integers(
         kernels.lengths(low, left)
         scale8 = layout.top8 / max(layout.clip * np.sqrt(np.square(left).sum() / (M * (C - K))), 1e-18)
         if not layout.wide:
-            scale8 = min(scale8, gram.LANE / max(float(kernels.longest_lane(low)), 1e-18))
+            scale8 = min(scale8, products.LANE / max(float(kernels.longest_lane(low)), 1e-18))
     most = float(max(high.max(), -high.min()))
     # sums below 2^31, elements below 2^15
     scale16 = min(46000 / max(float(length.max()), 1e-18), 32000 / max(most, 1e-18))

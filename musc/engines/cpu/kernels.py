@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from musc.msm.gram import ROWS, SPAN
+from musc.engines.cpu.products import ROWS, SPAN
 
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 

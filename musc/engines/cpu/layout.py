@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from musc.msm import boxes, gram, search
+from musc.engines.cpu import boxes, products, search
 
 CLIP = 4.6  # standard deviations of 8-bit values that their range holds
 CLIP_LIKELY = 5.6  # the same where precision is not "float32": no token is left that needs a full comparison
@@ -97,7 +97,7 @@ class Layout:
 
     @property
     def cols(self) -> int:
-        return gram.COLS_WIDE if self.wide else gram.COLS
+        return products.COLS_WIDE if self.wide else products.COLS
 
     @property
     def clip(self) -> float:
@@ -105,7 +105,7 @@ class Layout:
 
     @property
     def top8(self) -> int:
-        return gram.TOP8_WIDE if self.wide else gram.TOP8
+        return products.TOP8_WIDE if self.wide else products.TOP8
 
     @cached_property
     def n(self) -> int:
@@ -118,29 +118,29 @@ class Layout:
         return np.where((x < self.W) & (y < self.H), y * self.W + x, -1)
 
     def operands(self, C: int) -> list[tuple[tuple[int, ...], type]]:
-        """Shapes and types of an image's rows, columns and offset as `gram.products` takes them."""
+        """Shapes and types of an image's rows, columns and offset as `products.products` takes them."""
         steps, spans = 0, 0
         if self.turn is not None:
             K = self.turn[0].shape[1]
-            spans = -(-(C - K) // (4 * gram.SPAN))
-            steps, C = spans * gram.SPAN, K
+            spans = -(-(C - K) // (4 * products.SPAN))
+            steps, C = spans * products.SPAN, K
         steps += (C + 1) // 2
         M, panels = self.H * self.W * self.integer, -(-self.H * self.pitch // self.cols) * self.integer
-        shapes = (-(-M // gram.ROWS), steps, gram.ROWS), (panels, steps, self.cols), (panels, spans, self.cols)
+        shapes = (-(-M // products.ROWS), steps, products.ROWS), (panels, steps, self.cols), (panels, spans, self.cols)
         return [(shape, np.int32) for shape in shapes]
 
     def workspace(self, C: int) -> tuple[np.ndarray, ...]:
         """For an image in preparation: raw tokens, then room for their coordinates: the most, and twice the first."""
-        shapes = (M := self.H * self.W, C), (M, C + 4 * gram.SPAN), (M, DIRECTIONS), (M, DIRECTIONS)
+        shapes = (M := self.H * self.W, C), (M, C + 4 * products.SPAN), (M, DIRECTIONS), (M, DIRECTIONS)
         return tuple(arrays(*[(shape, np.float32) for shape in shapes]))
 
     def scratch(self, C: int) -> tuple[Any, ...]:
         """One thread's buffers: Gram rows in use, what `search.rows` needs, every column's candidates; a workspace."""
         D, n, widest = len(self.degrees), self.n, self.widest
-        stripes = 1 + -(-2 * widest // gram.ROWS)  # of six patch rows
+        stripes = 1 + -(-2 * widest // products.ROWS)  # of six patch rows
         guarded = n + 2 * widest * (self.pitch + 1)
         real = [
-            (stripes * gram.ROWS * self.W, n),
+            (stripes * products.ROWS * self.W, n),
             (D, 2 * widest + 1, n),
             (guarded,),
             (guarded,),

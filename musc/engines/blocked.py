@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from musc import lnamd
-from musc.msm.pairs import Plan
+from musc.engines.pairs import Plan
 
 Nearest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from musc import lnamd
+from musc.engines.pairs import Plan
 from musc.errors import ConfigError
-from musc.msm.pairs import Plan
 
 CHUNK = 32  # pairs per launch: enough programs to fill the device, partial maxima of 23 MB for a ViT-L
 AT_ONCE = 8  # images aggregated together
@@ -114,7 +114,7 @@ class Held:
 
 def nearest(held: Held, a: Tensor, b: Tensor, margin: float, tile: Tile = TILE) -> tuple[Tensor, Tensor]:
     """Distances of the images in slots a [n] to those in slots b [n], and the reverse: [n, D, M] each."""
-    from musc.msm import triton_kernels as kernels
+    from musc.engines.gpu import kernels
 
     n = len(a)
     _, D, M, C = held.exact.shape

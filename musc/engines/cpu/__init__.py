@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musc.msm import gram, search
-from musc.msm.image import Image, in_full, prepare
-from musc.msm.layout import DIRECTIONS, Layout
-from musc.msm.pairs import Plan
+from musc.engines.cpu import products, search
+from musc.engines.cpu.image import Image, in_full, prepare
+from musc.engines.cpu.layout import DIRECTIONS, Layout
+from musc.engines.pairs import Plan
 
 TOLERANCE = 1e-3  # of distances where precision is not "float32"
 NARROW = 128  # channels up to which float32 products are no dearer than what follows them
@@ -153,13 +153,13 @@ def compare(a: Image, b: Image, layout: Layout, scratch: tuple[Any, ...]) -> tup
     best[:] = np.where(b.as_columns[1] > search.NOTHING, search.NOTHING, -search.NOTHING)
     counts[:] = 0
     ratio = np.float32(a.scales[1] * b.scales[1] / (a.scales[0] * b.scales[0]))
-    products = gram.products_wide if layout.wide else gram.products
+    multiply = products.products_wide if layout.wide else products.products
     start = 0
-    for y in range(0, H, gram.ROWS):  # a stripe: six patch rows, W panels of six tokens
-        known = min(H, y + gram.ROWS)
+    for y in range(0, H, products.ROWS):  # a stripe: six patch rows, W panels of six tokens
+        known = min(H, y + products.ROWS)
         if layout.integer:
-            first, last = y // gram.ROWS * W, -(-known * W // gram.ROWS)
-            products(a.rows, b.columns, b.offset, ratio, ring, first, last)
+            first, last = y // products.ROWS * W, -(-known * W // products.ROWS)
+            multiply(a.rows, b.columns, b.offset, ratio, ring, first, last)
         else:
             at = y * W % len(ring)
             torch.mm(a.rows[y * W : known * W], b.columns.T, out=torch.from_numpy(ring[at : at + (known - y) * W]))

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from musc.msm.blocked import Nearest
+from musc.engines.blocked import Nearest
 
 VALUES = 1 << 24  # products held at a time (64 MiB in float32)
 

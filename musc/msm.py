@@ -1,0 +1,284 @@
+"""MSM: the mutual scoring mechanism of the unlabeled images (Sec. 3.2, App. A.1.1, Eq. 1-3).
+
+Every function follows its input's device: the CPU, the GPU and the any-device engines give the same scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from musc import engines
+from musc.engines import blocked, windowed
+from musc.engines.pairs import Plan, plan_pool
+
+__all__ = [
+    "interval_average",
+    "interval_bounds",
+    "mutual_scores",
+    "newcomer_distances",
+    "patch_to_image_distances",
+    "stage_distances",
+]
+
+
+def patch_to_image_distances(
+    features: Float[Tensor, "N M C"], references: Float[Tensor, "R m C"] | None = None
+) -> Float[Tensor, "N J M"]:
+    """Distance of every patch to the nearest patch of each other image.
+
+    Eq. 1: a(I_j) = min over n of || p_i^m - p_j^n ||_2, for tokens that are already aggregated (`lnamd.aggregate`).
+
+    Args:
+        features: [N, M, C].
+        references: [R, m, C], images that score instead of the N themselves.
+
+    Returns:
+        [N, N-1, M], the image itself left out and the order of the others kept; with references [N, R, M]. Euclidean,
+        in the input's dtype (products of half-precision input are taken in float32).
+
+    Raises:
+        ValueError: one image and no references: nothing to compare it with.
+    """
+    N, M, _ = features.shape
+    wide = features if features.dtype == torch.float64 else features.float()
+    if references is not None:
+        R = len(references)
+        other = references.to(wide.dtype)
+        out = wide.new_empty(N, R, M)
+        for i in range(N):
+            for j in range(R):
+                out[i, j], _ = blocked.nearest(wide[i], other[j])
+        return out.to(features.dtype)
+    plan = plan_pool(N)
+    out = wide.new_empty(N, plan.J, M)
+    for i, j in plan.pairs():
+        out[i, plan.slot[i, j]], out[j, plan.slot[j, i]] = blocked.nearest(wide[i], wide[j])
+    return out.to(features.dtype)
+
+
+def interval_bounds(J: int, interval: tuple[float, float] = (0.0, 0.3)) -> tuple[int, int]:
+    """Ranks [low, high) of J sorted distances that `interval` keeps: floor(Y J) and floor(X J), at least one of them.
+
+    The released code's floor leaves nothing for N <= 4 (NaN scores); here one distance always stays.
+    """
+    Y, X = interval
+    if not 0 <= Y < X <= 1:
+        raise ValueError(f"interval {interval}: give two fractions, 0 <= low < high <= 1; the paper's is (0, 0.3).")
+    if J < 1:
+        raise ValueError("no distances to average: an image needs at least one other image to be scored by.")
+    # 0.3 * 10 and 0.29 * 100 are just below a whole number in binary: a hair is added before the floor.
+    low, high = (math.floor(x * J + 1e-9 * J) for x in (Y, X))
+    low = min(low, J - 1)
+    return low, max(high, low + 1)
+
+
+def interval_average(
+    distances: Float[Tensor, "N J M"], interval: tuple[float, float] = (0.0, 0.3), reduction: str = "mean"
+) -> Float[Tensor, "N M"]:
+    """Average the smallest share of each patch's distances to the other images.
+
+    Eq. 2 with K = floor(0.3 J): a_bar = (1/K) sum of the K smallest distances. An interval (Y, X) first drops the
+    floor(Y J) smallest (Tab. 10); `reduction` takes their mean, minimum or maximum (Tab. 4).
+
+    Args:
+        distances: [N, J, M], of each patch to the nearest patch of each of J images.
+        interval: (Y, X), fractions of J.
+        reduction: "mean", "min" or "max" over the kept distances.
+
+    Returns:
+        [N, M], in the unit of the distances.
+
+    Raises:
+        ValueError: an interval or a reduction that does not exist, or J = 0.
+
+    Differs from the released code where floor(0.3 J) = 0 (N <= 4): there it averages nothing and gives NaN, here it
+    takes the smallest distance.
+    """
+    J = distances.shape[1]
+    low, high = interval_bounds(J, interval)
+    if reduction not in ("mean", "min", "max"):
+        raise ValueError(f"reduction {reduction!r}: choose mean, min or max.")
+    if J == 1:
+        return distances[:, 0].clone()
+    if reduction == "min":
+        return distances.kthvalue(low + 1, dim=1).values if low else distances.amin(dim=1)
+    if reduction == "max":
+        return distances.kthvalue(high, dim=1).values if high < J else distances.amax(dim=1)
+    if low == 0 and high == J:
+        return distances.mean(dim=1)
+    if distances.device.type == "cpu" and distances.dtype != torch.bfloat16 and not distances.requires_grad:
+        # half the time of topk, and it wakes no threads for a few numbers
+        kept = torch.from_numpy(np.partition(distances.numpy(), sorted({low, high - 1}), axis=1)[:, low:high])
+    else:
+        kept = torch.topk(distances, high, dim=1, largest=False, sorted=low > 0).values[:, low:]
+    return kept.mean(dim=1)  # of [N, high - low, M]
+
+
+def mutual_scores(
+    stages: Sequence[Float[Tensor, "N M _"]],
+    degrees: Sequence[int] = (1, 3, 5),
+    interval: tuple[float, float] = (0.0, 0.3),
+    reduction: str = "mean",
+    *,
+    references: Sequence[Float[Tensor, "R M _"]] | None = None,
+    pool: int | Int[Tensor, "N J"] | None = None,
+    seed: int = 0,
+    grid: tuple[int, int] | None = None,
+    precision: str = "float32",
+    block: int | None = None,
+    position_window: float = math.inf,
+    progress: bool = False,
+) -> Float[Tensor, "N M"]:
+    """Anomaly score of every patch: its smallest distances to the other images, averaged over degrees and stages.
+
+    Eq. 1-3: a_i^m = 1/L sum over stages, 1/D sum over degrees, of the interval average of the patch's distances.
+
+    Args:
+        stages: [N, M, C] raw patch tokens per stage (LNAMD happens here); C may differ between stages, M may not.
+        degrees: r of LNAMD, odd.
+        interval, reduction: see `interval_average`.
+        references: [R, M, C] raw tokens per stage of reference images that join the scoring pool of every image
+            (few-shot, App. A.6.1). They score and are not scored.
+        pool: score each image by this many of the others, drawn by `seed` (cost linear in N); or [N, J], the indices
+            of the others to use. None: all. References score in any case; with pool = 0 they score alone.
+        grid: (rows, columns) of the patch grid; square where not given.
+        precision: "float32" is exact. "bfloat16" and "float16" are cheaper: on a GPU the precision of products,
+            winners' distances still being float32 (a near tie may go to the wrong winner); on a CPU both stand for
+            8-bit products, whose largest cosine is taken as it is where its rounding error moves the distance by less
+            than about 1e-3; elsewhere float32 decides.
+        block: images held at a time (twice), in aggregated form; changes time and memory, never a score.
+        position_window: compare a patch only with those at most this many rows and columns from its own place on the
+            grid, for parts that lie alike in every image. Infinity: the paper. Finite ones are exact in any precision.
+        progress: show a bar on a terminal.
+
+    Returns:
+        [N, M] on the input's device, float32 (float64 for float64 input); unitless, in [0, 2].
+
+    Raises:
+        ValueError: nothing to compare an image with, unequal stages, or a setting that does not exist.
+
+    Differs from the released code for fewer than five images, which it scores NaN (see `interval_average`). Stages are
+    done one after the other: beyond the features, memory holds one stage's distances, 4 D N (N - 1) M bytes.
+    """
+    if not stages:
+        raise ValueError("no stages: give the patch tokens of at least one.")
+    if len({tokens.shape[:2] for tokens in stages}) > 1:
+        raise ValueError(f"stages of unequal shapes {[tuple(t.shape) for t in stages]}: same images, same patches.")
+    total: Tensor | None = None
+    for n, tokens in enumerate(stages):
+        distances = stage_distances(
+            tokens,
+            degrees,
+            references=None if references is None else references[n],
+            pool=pool,
+            seed=seed,
+            grid=grid,
+            precision=precision,
+            block=block,
+            position_window=position_window,
+            progress=progress,
+        )
+        # image by image, so that sorting needs no second array of this size
+        part = torch.stack([interval_average(distances[:, i], interval, reduction) for i in range(len(tokens))])
+        total = part.mean(dim=1) if total is None else total + part.mean(dim=1)  # [N, D, M] -> [N, M]
+        del distances
+    assert total is not None
+    return total / len(stages)
+
+
+def stage_distances(
+    tokens: Float[Tensor, "N M C"],
+    degrees: Sequence[int] = (1, 3, 5),
+    *,
+    references: Float[Tensor, "R M C"] | None = None,
+    pool: int | Int[Tensor, "N J"] | None = None,
+    seed: int = 0,
+    grid: tuple[int, int] | None = None,
+    precision: str = "float32",
+    block: int | None = None,
+    position_window: float = math.inf,
+    out: Float[Tensor, "D N J M"] | None = None,
+    progress: bool = False,
+) -> Float[Tensor, "D N J M"]:
+    """Distance of every patch to the nearest patch of each other image, at every degree, from raw patch tokens.
+
+    Eq. 1 after Sec. 3.1, for one stage. One pass serves every ablation: intervals, reductions and choices of degrees
+    and stages are reductions of these arrays (`interval_average`).
+
+    Args:
+        out: [D, N, J, M], where to write, on any device and of any floating type (on disk: `engines.memory_map`).
+        The others are as in `mutual_scores`.
+
+    Returns:
+        [D, N, J, M], Euclidean, in [0, 2], float32 (float64 for float64 input): `out` where given. J = N - 1 + R, or
+        what `pool` leaves; the image itself is left out and the order of the others kept, references last.
+
+    Raises:
+        ValueError: as `mutual_scores`.
+    """
+    N, M, _ = tokens.shape
+    engines.check_settings(degrees, precision)
+    windowed.check_window(position_window)
+    if references is not None and references.shape[1:] != tokens.shape[1:]:
+        raise ValueError(
+            f"references {tuple(references.shape)} but patch tokens {tuple(tokens.shape)}: same patches and channels."
+        )
+    plan = plan_pool(N, 0 if references is None else len(references), pool, seed)
+    if out is None:
+        dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+        out = torch.empty(len(degrees), N, plan.J, M, dtype=dtype, device=tokens.device)
+
+    def image(p: int) -> Tensor:
+        return tokens[p] if references is None or p < N else references[p - N]
+
+    engines.compare(image, plan, degrees, grid, out, precision, block, position_window, progress)
+    return out
+
+
+def newcomer_distances(
+    tokens: Float[Tensor, "M C"],
+    pool: Sequence[Float[Tensor, "_ _"]],
+    degrees: Sequence[int] = (1, 3, 5),
+    *,
+    grid: tuple[int, int] | None = None,
+    precision: str = "float32",
+    block: int | None = None,
+    position_window: float = math.inf,
+) -> tuple[Float[Tensor, "D P M"], Float[Tensor, "D P M"]]:
+    """Distances between one new image and every image of a pool, both ways: P comparisons.
+
+    Args:
+        tokens, pool: raw patch tokens of one stage, [M, C] each. The others are as in `stage_distances`.
+
+    Returns:
+        [D, P, M], Eq. 1 of the new image's patches in each pool image, and the reverse, of each pool image's patches in
+        the new one; equal to what `stage_distances` of all P + 1 images holds there.
+
+    Raises:
+        ValueError: an empty pool, tokens of another shape, or a setting that does not exist.
+    """
+    P, (M, _) = len(pool), tokens.shape
+    engines.check_settings(degrees, precision)
+    if not P:
+        raise ValueError("the pool is empty: a new image needs at least one other image to be compared with.")
+    if odd := [tuple(other.shape) for other in pool if other.shape != tokens.shape]:
+        raise ValueError(f"pool images of {odd[0]} but patch tokens {tuple(tokens.shape)}: same patches and channels.")
+    slot = torch.full((P + 1, P + 1), -1)
+    slot[0, 1:] = torch.arange(P)
+    slot[1:, 0] = P
+    dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    found = torch.empty(len(degrees), 2 * P + 1, M, dtype=dtype, device=tokens.device)
+    # (i, slot) lies at i + slot of `found`: the new image's row at 0..P-1, column P of the pool's rows at P+1..2P
+    out = found.as_strided((len(degrees), P + 1, P + 1, M), (found.stride(0), M, M, 1))
+
+    def image(p: int) -> Tensor:
+        return pool[p - 1] if p else tokens
+
+    engines.compare(image, Plan(slot, P + 1), degrees, grid, out, precision, block, position_window)
+    return found[:, :P], found[:, P + 1 :]
