@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from musc import MuSc, MuScConfig, datasets
-from musc.experiments import GRIDS, ablate
+from musc.reproduce.experiments import GRIDS, ablate
 from musc.rscin import rescore
 
 NAMES = ("table_3", "table_4", "table_5", "table_9", "table_10", "figure_7", "figure_8")

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from musc.backbones import Backbone, Tokens
 from musc.datasets.base import Sample, Skipped
+from musc.datasets.images import content_key, preprocess, read_image
 from musc.errors import ConfigError, DataError
-from musc.transforms import content_key, preprocess, read_image
 
 CACHE_VERSION = 2  # part of every address: raise it when the meaning of the stored tokens changes
 

@@ -25,9 +25,10 @@ from musc import msm
 from musc.config import MuScConfig
 from musc.datasets.base import Category
 from musc.errors import ConfigError, DataError
-from musc.evaluation import evaluate, read_truth
 from musc.features import Features, check_references
-from musc.pipeline import MuSc, upsample
+from musc.pipeline import MuSc
+from musc.results.evaluation import evaluate, read_truth
+from musc.scoring.maps import upsample
 
 METHODS = ("MuSc", "MuSc+")
 SHOTS: tuple[int | None, ...] = (0, 1, 2, 4, 8, 16, 32, None)  # rows of Tab. 15 and 16; None: all references

@@ -4,47 +4,50 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from musc import consistency, msm, rscin, tiles
-from musc.backbones import Backbone, load_backbone
+from musc.backbones import Backbone, load_backbone, resolve_device
 from musc.config import MuScConfig
-from musc.datasets import load_category
+from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample
+from musc.datasets.images import content_key
 from musc.errors import ConfigError, DataError
-from musc.evaluation import evaluate, read_truth
 from musc.features import Features, check_references, extract
 from musc.results import MuScResult, environment
-from musc.transforms import content_key
+from musc.results.evaluation import evaluate, read_truth
+from musc.scoring import tiles
+from musc.scoring.maps import anomaly_maps, patch_scores, rescored
 
 Rescore = Callable[[Tensor, Tensor | None], tuple[Tensor, list[str]]]
-Images = Category | Path | str | Iterable[Path | str]
 
 
 class MuSc:
     """Scores the unlabeled images of one product by each other (Sec. 3).
 
-    config: every setting; cache: a folder for extracted tokens (None: extract afresh); progress: bars on a terminal.
-    The backbone is loaded once and shared by all runs.
+    config: every setting; backbone: a network that is loaded already (None: the configuration's, loaded when it is
+    first needed); cache: a folder for extracted tokens (None: extract afresh); progress: bars on a terminal.
     """
 
     def __init__(
-        self, config: MuScConfig | None = None, *, cache: Path | str | None = None, progress: bool = False
+        self,
+        config: MuScConfig | None = None,
+        *,
+        backbone: Backbone | None = None,
+        cache: Path | str | None = None,
+        progress: bool = False,
     ) -> None:
         self.config = config or MuScConfig()
+        if backbone is not None:
+            self.backbone = backbone
         self.cache = Path(cache) if cache else None
         self.progress = progress
         self.device = resolve_device(self.config.device)
@@ -160,102 +163,26 @@ class MuSc:
     ) -> Float[Tensor, "N H W"]:
         """Patch-level anomaly scores (Eq. 3) on the patch grid, upsampled to map_size (bilinear, corners aligned).
 
-        With subsets = s the images are split into s parts, stratified by defect where it is known, and each part is
-        scored by itself (Sec. 4.2, Tab. 6-7). Stages of unequal grids (Swin) are upsampled before they are averaged.
-        With tiles the maps are those of `tiles.anomaly_maps`. notes receives warnings of consistent defects.
+        With tiles the maps are those of `scoring.tiles.anomaly_maps`. notes receives warnings of consistent defects.
+        Raises ConfigError where references and settings do not go together.
         """
         if references:
             check_references(features, references)
         elif self.config.references == 0:
             raise ConfigError("references = 0 lets reference images score alone, and none are given: give some.")
+        score = partial(patch_scores, config=self.config, device=self.device, notes=notes, progress=self.progress)
         if self.config.tiles > 1:
-            return tiles.anomaly_maps(self, features, references, notes)
-        size = self.config.map_size or self.backbone.image_size
-        maps = torch.zeros(len(features), size, size)
-        for grid, scores in self.patch_scores(features, references, notes).items():
-            maps += upsample(scores, grid, size)
-        return maps
-
-    def patch_scores(
-        self, features: Features, references: Features | None = None, notes: list[str] | None = None
-    ) -> dict[tuple[int, int], Float[Tensor, "N _"]]:
-        """Eq. 3 before upsampling, by patch grid: one grid, except for Swin, whose scores then add up to Eq. 3's."""
-        R = len(references) if references else 0
-        total = {grid: torch.zeros(len(features), math.prod(grid)) for grid in dict.fromkeys(features.grids)}
-        for rows in split_subsets([s.defect for s in features.samples], self.config.subsets, self.config.seed):
-            if len(rows) + R < 2:
-                raise ConfigError(
-                    f"subsets = {self.config.subsets} leaves {len(rows)} of {len(features)} images in a part, and an "
-                    "image needs another one to be scored: use fewer subsets."
-                )
-            for grid, scores in total.items():
-                where = [n for n, g in enumerate(features.grids) if g == grid]
-                share = len(where) / len(features.grids)
-                found = self._mutual_scores(features, references, rows, where, grid, notes)
-                scores[rows] = share * found.cpu().float()
-        return total
-
-    def _mutual_scores(
-        self,
-        features: Features,
-        references: Features | None,
-        rows: Tensor,
-        where: list[int],
-        grid: tuple[int, int],
-        notes: list[str] | None,
-    ) -> Float[Tensor, "n M"]:
-        """Eq. 1-3 of the images `rows`, over the stages `where`, which share one grid."""
-        c = self.config
-        whole = len(rows) == len(features)
-        chosen = [features.patch_tokens[n] if whole else features.patch_tokens[n][rows] for n in where]
-        extra = [references.patch_tokens[n].to(self.device) for n in where] if references else None
-        if c.consistency != "off":
-            if references:
-                raise ConfigError('consistency works without reference images: leave one of the two out ("off").')
-            scores, groups = consistency.mutual_scores(
-                [stage.to(self.device) for stage in chosen],
-                c.degrees,
-                c.interval,
-                c.reduction,
-                correct=c.consistency == "correct",
-                grid=grid,
-                precision=c.precision,
-                block=c.block,
-                position_window=c.position_window,
-                progress=self.progress,
-            )
-            if notes is not None:
-                notes += consistency.describe(groups, [features.samples[i].name for i in rows.tolist()])
-            return scores
-        return msm.mutual_scores(
-            [stage.to(self.device) for stage in chosen],
-            c.degrees,
-            c.interval,
-            c.reduction,
-            references=extra,
-            pool=c.references,
-            seed=c.seed,
-            grid=grid,
-            precision=c.precision,
-            block=c.block,
-            position_window=c.position_window,
-            progress=self.progress,
-        )
+            return tiles.anomaly_maps(
+                features, references, self.config, image_size=self.backbone.image_size, device=self.device,
+                extract=self.features, score=score,
+            )  # fmt: skip
+        return anomaly_maps(score(features, references), self.config.map_size or self.backbone.image_size)
 
     def rescored(
         self, raw_scores: Float[Tensor, "N"], class_tokens: Float[Tensor, "N D"] | None
     ) -> tuple[Float[Tensor, "N"], list[str]]:
-        """Image scores after RsCIN (Eq. 5), and a note wherever it could not be done as configured."""
-        N = len(raw_scores)
-        if class_tokens is None:
-            return rscin.minmax(raw_scores), ["RsCIN skipped: this backbone has no class token."]
-        wide = [k for k in self.config.windows if k != math.inf and k > N]
-        windows = [min(k, N) if k != math.inf else k for k in self.config.windows]
-        notes = [f"RsCIN windows {wide} are larger than the {N} images: all {N} were used there."] if wide else []
-        try:
-            return rscin.rescore(raw_scores, class_tokens.to(raw_scores.device, raw_scores.dtype), windows), notes
-        except ValueError as error:  # tokens of an odd network: the scores themselves still stand
-            return rscin.minmax(raw_scores), [f"RsCIN skipped: {error}"]
+        """Image scores after RsCIN (Eq. 5) with the configured windows, and a note wherever it could not be done."""
+        return rescored(raw_scores, class_tokens, self.config.windows)
 
     def fingerprint(self, category: Category, references: Category | None = None) -> str:
         """Digest of all that a result depends on: settings, weights, names, labels and contents of the images."""
@@ -287,56 +214,6 @@ def score_folder(folder: Path | str, config: MuScConfig | None = None, **setting
     """
     config = (config or MuScConfig()).replace(**settings)
     return MuSc(config).run(folder)
-
-
-def as_category(images: Images) -> Category:
-    """A Category as it is; a folder, listed by its layout; or paths, taken as unlabeled images in the given order."""
-    if isinstance(images, Category):
-        return images
-    if isinstance(images, str | Path):
-        return load_category(None, Path(images))
-    paths = [Path(p) for p in images]
-    if twice := [path for path, count in Counter(paths).items() if count > 1]:
-        raise DataError(f"{twice[0]} is given {paths.count(twice[0])} times: name every image once.")
-    return Category("paths", "", tuple(Sample(p.as_posix(), p) for p in paths))
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that `name` means: "auto" is the GPU where there is one. Raises ConfigError where it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device = {name!r} cannot be used here ({str(error).splitlines()[0]}): try auto or cpu."
-        ) from error
-    return device
-
-
-def split_subsets(defects: Sequence[str], subsets: int, seed: int) -> list[Tensor]:
-    """Rows of each of `subsets` parts of equal size, stratified by defect with a seeded shuffle (Tab. 6, 7, 13)."""
-    if subsets == 1:
-        return [torch.arange(len(defects))]
-    if subsets > len(defects):
-        raise ConfigError(f"subsets = {subsets} of {len(defects)} images leaves empty parts: use fewer subsets.")
-    generator = np.random.default_rng(seed)
-    dealt: list[int] = []
-    for defect in sorted(set(defects)):
-        dealt += generator.permutation([i for i, d in enumerate(defects) if d == defect]).tolist()
-    # dealing the shuffled strata out like cards keeps both the parts and the strata within them even
-    return [torch.tensor(sorted(dealt[part::subsets])) for part in range(subsets)]
-
-
-def upsample(scores: Float[Tensor, "N M"], grid: tuple[int, int], size: int) -> Float[Tensor, "N size size"]:
-    """Patch scores [N, M] on their grid as anomaly maps [N, size, size]: bilinear, corners aligned.
-
-    Corners aligned is the released code's choice; the paper says only "upsample". No pixel exceeds the largest patch.
-    """
-    N, _ = scores.shape
-    maps = F.interpolate(scores.reshape(N, 1, *grid), (size, size), mode="bilinear", align_corners=True)
-    return maps[:, 0]
 
 
 @contextmanager

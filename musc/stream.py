@@ -19,11 +19,13 @@ from torch import Tensor
 
 from musc import msm
 from musc.config import MuScConfig
+from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample, Skipped
 from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references, stored
-from musc.pipeline import Images, MuSc, as_category, upsample
+from musc.pipeline import MuSc
 from musc.results import MuScResult
+from musc.scoring.maps import upsample
 
 KEEP = ("recent", "reservoir")
 

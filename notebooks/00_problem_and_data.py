@@ -64,7 +64,7 @@ from IPython.display import Image, display
 from myst_nb import glue
 
 from musc import datasets
-from musc.transforms import image_size, read_image, read_mask
+from musc.datasets.images import image_size, read_image, read_mask
 
 layout = (
     "synthetic" if profile == "demo" else None

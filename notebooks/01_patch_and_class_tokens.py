@@ -52,7 +52,8 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from musc import MuSc, MuScConfig, datasets, figures
+from musc import MuSc, MuScConfig, datasets
+from musc.results import figures
 
 # %matplotlib inline
 
@@ -235,7 +236,7 @@ print(
 # ````
 
 # %% tags=["solution"]
-from musc.transforms import preprocess, read_image
+from musc.datasets.images import preprocess, read_image
 
 image = preprocess(
     read_image(found.samples[0].image),

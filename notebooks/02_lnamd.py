@@ -51,8 +51,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from musc import MuSc, MuScConfig, datasets, figures, lnamd, msm
-from musc.pipeline import upsample
+from musc import MuSc, MuScConfig, datasets, lnamd, msm
+from musc.results import figures
+from musc.scoring.maps import upsample
 
 # %matplotlib inline
 

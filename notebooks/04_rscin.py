@@ -56,9 +56,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from musc import MuSc, MuScConfig, datasets, figures, rscin
-from musc.class_tokens import read_class_tokens
+from musc import MuSc, MuScConfig, datasets, rscin
 from musc.metrics import image_metrics
+from musc.plugin.class_tokens import read_class_tokens
+from musc.results import figures
 
 # %matplotlib inline
 

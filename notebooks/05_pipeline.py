@@ -50,7 +50,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from musc import MuSc, MuScConfig, MuScResult, datasets, figures
+from musc import MuSc, MuScConfig, MuScResult, datasets
+from musc.results import figures
 
 # %matplotlib inline
 
@@ -251,7 +252,7 @@ print("maps agree to 1e-5")
 # ````
 
 # %% tags=["solution"]
-from musc.pipeline import split_subsets
+from musc.scoring.maps import split_subsets
 
 parts = split_subsets([s.defect for s in product.samples], 2, config.seed)
 count = sum(len(p) * (len(p) - 1) // 2 for p in parts)

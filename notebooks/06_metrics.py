@@ -49,8 +49,9 @@ import pandas as pd
 from scipy import ndimage
 from sklearn import metrics as sklearn_metrics
 
-from musc import MuSc, MuScConfig, datasets, figures
+from musc import MuSc, MuScConfig, datasets
 from musc.metrics import image_metrics, pixel_metrics
+from musc.results import figures
 
 # %matplotlib inline
 

@@ -43,11 +43,12 @@ import pandas as pd
 from IPython.display import display
 from PIL import Image
 
-from musc import MuSc, MuScConfig, datasets, figures, score_folder
+from musc import MuSc, MuScConfig, datasets, score_folder
 from musc.cli import main as musc_command
 from musc.datasets import load_category
+from musc.datasets.images import read_image
 from musc.errors import MuscError
-from musc.transforms import read_image
+from musc.results import figures
 
 # %matplotlib inline
 

@@ -57,11 +57,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from musc import MuSc, MuScConfig, consistency, datasets, figures, msm
+from musc import MuSc, MuScConfig, datasets, msm
 from musc.datasets import altered
+from musc.datasets.images import read_image
 from musc.errors import MuscError
 from musc.metrics import image_metrics
-from musc.transforms import read_image
+from musc.results import figures
+from musc.scoring import consistency
 
 # %matplotlib inline
 
@@ -259,7 +261,7 @@ pd.DataFrame(
 # look-alikes. As soon as they fill the 30 % of Eq. 2, the defect's score is as low as a normal patch's; and beyond half, the images
 # *without* it are the odd ones.
 #
-# The detector of {py:mod}`musc.consistency` uses what is left: such a patch is near to a **few** images and far from **all** others, so its sorted
+# The detector of {py:mod}`musc.scoring.consistency` uses what is left: such a patch is near to a **few** images and far from **all** others, so its sorted
 # distances have a gap, and all images on the near side name the same set.
 
 # %% mystnb={"figure": {"caption": "Sorted distances of Eq. 1 of one patch each, where 40 % of the images share a defect: the gap stands after the images that share it.", "name": "fig-fails-gap"}, "image": {"alt": "A smooth curve for a normal patch, a curve with a step for a patch of the shared defect."}}
@@ -323,7 +325,7 @@ figures.panels(
 # %% [markdown]
 # What it cannot do stands in the curves too. **It finds a defect only if that would stand out clearly were it
 # rare.** Parts that come in a few poses or variants look the same to it: of the normal sets on which it was measured a few were
-# warned of ({py:mod}`musc.consistency` has the numbers), so read the warning as a question. And at **60 %** the defect is the majority. By
+# warned of ({py:mod}`musc.scoring.consistency` has the numbers), so read the warning as a question. And at **60 %** the defect is the majority. By
 # frequency it *is* the normal state; nothing short of a label or a reference image can say otherwise (third exercise).
 #
 # ## A threshold, with and without the correction
@@ -331,7 +333,7 @@ figures.panels(
 # A threshold from scores alone ([chapter 7](07_your_own_images.ipynb)) inherits the problem: what is not scored high is not flagged.
 
 # %% mystnb={"figure": {"caption": "Image scores, sorted, and the robust threshold: plain and corrected, for the same images.", "name": "fig-fails-threshold"}, "image": {"alt": "Two panels of sorted points with a horizontal line; corrected defective images lie above it."}}
-from musc.thresholds import robust
+from musc.results.thresholds import robust
 
 figure, axes = plt.subplots(
     1, 2, figsize=(8, 2.9), sharey=True, layout="constrained"

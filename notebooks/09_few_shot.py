@@ -64,9 +64,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from musc import MuSc, MuScConfig, datasets, fewshot, figures, lnamd, msm
+from musc import MuSc, MuScConfig, datasets, fewshot, lnamd, msm
 from musc.datasets.base import Category
 from musc.errors import MuscError
+from musc.results import figures
 from musc.stream import Stream, score_against
 
 # %matplotlib inline

@@ -96,7 +96,7 @@ table_14.figure
 # %% [markdown]
 # ## Do the printed numbers agree with each other?
 #
-# Every number that the paper prints was transcribed (`musc.paper`), and the same quantity in different tables compared. Every sentence of
+# Every number that the paper prints was transcribed (`musc.reproduce.paper`), and the same quantity in different tables compared. Every sentence of
 # the text that names a difference was computed again from the tables.
 
 # %%

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from musc.datasets import altered, load_category
-from musc.transforms import content_key, read_image, read_mask
+from musc.datasets.images import content_key, read_image, read_mask
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from musc.backbones import BACKBONES, CLASS_TOKENS, find_backbone, load_backbone, registry
+from musc.backbones.embedded import EMBEDDED_WEIGHTS
 from musc.backbones.networks import build
 from musc.backbones.torchvision_guard import ready_torchvision
 from musc.backbones.weights import resize_position
 from musc.errors import ConfigError, WeightsError
-from musc.vit import EMBEDDED_WEIGHTS
 
 ready_torchvision()
 import open_clip  # noqa: E402 - without the line above this fails where torch and torchvision do not match
@@ -390,9 +390,9 @@ def test_grids_name_the_rows_of_the_tokens(tiny_backbone):
 def test_procedural_is_the_network_of_musc_vit():
     if not EMBEDDED_WEIGHTS.is_file():
         pytest.skip("the embedded weights are not there yet")
-    from musc import vit
+    from musc.backbones import embedded
 
-    network = vit.load()
+    network = embedded.load()
     ours = load_backbone("procedural")
     assert ours.spec == registry.embedded_spec(network.config) == BACKBONES["procedural"]  # what `musc backbones` says
     assert ours.weights_id.startswith("blake2b:")
@@ -406,18 +406,18 @@ def test_procedural_is_the_network_of_musc_vit():
 
 
 def test_procedural_file_names_its_own_architecture(tmp_path):
-    from musc import vit
+    from musc.backbones import embedded
 
-    config = vit.ViTConfig(image_size=48, patch_size=4, depth=5, width=32, heads=2, stem=8, mean=(0.1, 0.2, 0.3))
-    vit.save(vit.ViT(config), tmp_path / "own.safetensors")
+    config = embedded.ViTConfig(image_size=48, patch_size=4, depth=5, width=32, heads=2, stem=8, mean=(0.1, 0.2, 0.3))
+    embedded.save(embedded.ViT(config), tmp_path / "own.safetensors")
     ours = load_backbone("procedural", weights=tmp_path / "own.safetensors")
     assert (ours.image_size, ours.spec.patch_size, ours.stages, ours.mean) == (48, 4, (1, 2, 3, 5), (0.1, 0.2, 0.3))
     assert ours(images(48)).patch_tokens[0].shape == (2, 144, 32)
     with pytest.raises(ConfigError, match="48 or 52"):
         load_backbone("procedural", weights=tmp_path / "own.safetensors", image_size=50)
-    broken = vit.ViT(config)
+    broken = embedded.ViT(config)
     broken.norm.weight.data[0] = float("nan")
-    vit.save(broken, tmp_path / "nan.safetensors")
+    embedded.save(broken, tmp_path / "nan.safetensors")
     with pytest.raises(WeightsError, match=r"NaN or infinity in norm\.weight"):
         load_backbone("procedural", weights=tmp_path / "nan.safetensors")
     with pytest.raises(WeightsError, match="no such file"):

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from musc import MuSc, metrics, rscin
-from musc.baselines import PatchCore, Spade, greedy_coreset, locally_aware_tokens, rscin_gain
 from musc.datasets import load_category
 from musc.datasets.base import Category, Sample
 from musc.errors import ConfigError, DataError
 from musc.features import Features
+from musc.methods.patchcore import PatchCore, greedy_coreset
+from musc.methods.spade import Spade
+from musc.methods.tokens import locally_aware_tokens
+from musc.reproduce.plugged_in import rscin_gain
 
 
 def features(n, seed, grids=((4, 5),) * 4, C=6, classes=True):

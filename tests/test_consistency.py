@@ -5,9 +5,10 @@ import plain
 import pytest
 import torch
 
-from musc import MuSc, MuScConfig, consistency, msm
+from musc import MuSc, MuScConfig, msm
 from musc.errors import ConfigError
 from musc.metrics import image_metrics
+from musc.scoring import consistency
 
 N, M, C = 20, 36, 48
 

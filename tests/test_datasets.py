@@ -429,7 +429,7 @@ def test_synthetic_is_the_default_and_takes_options(drawn):
 # ----------------------------------------------------------------------------------------------------------- real data
 @pytest.mark.realdata
 def test_magnetic_tile(shared):
-    from musc.transforms import image_size, read_mask
+    from musc.datasets.images import image_size, read_mask
 
     (tile,) = load(shared / "data/magnetic_tile")
     assert (tile.dataset, tile.name) == ("mvtec_ad", "tile")

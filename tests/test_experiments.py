@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from musc import MuSc, experiments, msm
+from musc import MuSc, msm
 from musc.datasets.base import Category, Sample
 from musc.errors import ConfigError, DataError
-from musc.experiments import GRIDS, Distances, Variant, ablate, reduce_sorted
+from musc.reproduce import experiments
+from musc.reproduce.experiments import GRIDS, Distances, Variant, ablate, reduce_sorted
 
 
 @pytest.fixture

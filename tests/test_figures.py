@@ -5,7 +5,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from musc import datasets, figures
+from musc import datasets
+from musc.results import figures
 
 
 @pytest.fixture(scope="module")

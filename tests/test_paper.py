@@ -5,9 +5,9 @@ import re
 import pandas as pd
 import pytest
 
-from musc import paper
 from musc.config import PAPER_WINDOWS
 from musc.errors import DataError
+from musc.reproduce import paper
 
 # printed rows times printed columns of numbers
 CELLS = {1: 17 * 7, 2: 7 * 2, 3: 6 * 4, 4: 6 * 4, 5: 4 * 3, 6: 3 * 2, 7: 6 * 4, 8: 11 * 4, 9: 6 * 4, 10: 6 * 4}

@@ -7,10 +7,12 @@ import torch
 from PIL import Image
 
 from musc import MuSc, MuScResult, rscin, score_folder
+from musc.backbones import resolve_device
+from musc.datasets import as_category
 from musc.datasets.base import Category, Sample
 from musc.errors import ConfigError, DataError
-from musc.evaluation import evaluate, read_truth
-from musc.pipeline import as_category, resolve_device, split_subsets, upsample
+from musc.results.evaluation import evaluate, read_truth
+from musc.scoring.maps import split_subsets, upsample
 
 
 @pytest.fixture

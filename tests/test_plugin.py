@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from musc import cli, rscin
-from musc.class_tokens import normal_path, read_class_tokens, read_pickled_arrays
 from musc.errors import ConfigError, DataError
 from musc.plugin import rescore_file
+from musc.plugin.class_tokens import normal_path, read_class_tokens, read_pickled_arrays
 
 ARRAYS = {"bottle": np.arange(12, dtype=np.float16).reshape(4, 3), "cable": np.asfortranarray(np.eye(3))}
 

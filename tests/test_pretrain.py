@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from musc import vit
+import pretraining
+from musc.backbones import embedded
 from musc.errors import ConfigError
-from musc.pretrain import __main__ as pretrain
-from musc.pretrain.images import Program, batch
-from musc.pretrain.objective import (
+from pretraining import __main__ as pretrain
+from pretraining.images import Program, batch
+from pretraining.objective import (
     DEFECTIVE,
     NORMAL,
     UNCLEAR,
@@ -23,8 +24,8 @@ from musc.pretrain.objective import (
     image_loss,
     state_loss,
 )
-from musc.pretrain.train import Recipe, Trainer, batches, grown
-from musc.pretrain.whitening import differences, whitened, whitening
+from pretraining.train import Recipe, Trainer, batches, grown
+from pretraining.whitening import differences, whitened, whitening
 
 TINY = {
     "seed": 3,
@@ -120,13 +121,13 @@ def test_differences_are_those_of_normal_tokens_to_the_nearest_of_other_images()
 def test_a_whitened_network_differs_in_its_patch_tokens_alone(recipe, tmp_path):
     model = Trainer(recipe).averaged()
     new = whitened(model, seed=1, batches=2, products=3, count=2, size=48, shrinkage=0.1, program=Program())
-    vit.save(new, tmp_path / "new.safetensors")
+    embedded.save(new, tmp_path / "new.safetensors")
     pixels = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     (plain, same), (stages, again) = model.forward_stages(pixels, (2, 4)), new.forward_stages(pixels, (2, 4))
     torch.testing.assert_close(again, same)
     for tokens, out, block in zip(plain, stages, (1, 3), strict=True):
         torch.testing.assert_close(out, tokens @ new.whitening[block].weight)  # symmetric
-    saved = vit.load(tmp_path / "new.safetensors").forward_stages(pixels, (2,))[0][0]
+    saved = embedded.load(tmp_path / "new.safetensors").forward_stages(pixels, (2,))[0][0]
     torch.testing.assert_close(saved, stages[0], atol=0.05, rtol=0.05)
 
 
@@ -202,11 +203,11 @@ def test_unknown_settings_are_named():
 
 
 def shipped():
-    return json.loads(vit.EMBEDDED_WEIGHTS.with_suffix(".json").read_text())["parts"]
+    return json.loads((Path(pretraining.__file__).parent / "procedural.json").read_text())["parts"]
 
 
 def test_the_shipped_recipe_repeats_the_start_of_its_curve():
-    with vit.EMBEDDED_WEIGHTS.with_name("procedural_curve.csv").open() as file:
+    with (Path(pretraining.__file__).parent / "procedural_curve.csv").open() as file:
         known = [float(line["loss"]) for _, line in zip(range(3), csv.DictReader(file), strict=False)]
     again = train(Trainer(Recipe.from_dict(shipped()[0]["recipe"])), 3)
     np.testing.assert_allclose(losses(again), known, rtol=2e-5)  # the curve is written with six digits
@@ -232,7 +233,7 @@ def test_parts_follow_each_other(tmp_path):
     assert pretrain.main([*command, "--resume"]) == 0
     assert (tmp_path / "run/2/log.csv").read_text() == log
     assert pretrain.main([*command, "--export", str(tmp_path / "out.safetensors")]) == 0
-    got = vit.load(tmp_path / "out.safetensors").state_dict()
+    got = embedded.load(tmp_path / "out.safetensors").state_dict()
     name = next(iter(got))
     expected = 0.25 * ends[1]["average"][name] + 0.75 * ends[2]["average"][name]
     torch.testing.assert_close(got[name], expected, atol=1e-3, rtol=1e-3)
@@ -243,10 +244,10 @@ def test_parts_follow_each_other(tmp_path):
 
 
 def test_shipped_weights_are_small_and_of_the_recipe_beside_them():
-    assert vit.EMBEDDED_WEIGHTS.stat().st_size <= 16 << 20
-    model = vit.load()
+    assert embedded.EMBEDDED_WEIGHTS.stat().st_size <= 16 << 20
+    model = embedded.load()
     trained = dataclasses.replace(model.config, whitened=False)
-    assert trained == vit.ViTConfig()  # the defaults describe the shipped network: `musc backbones` shows them
+    assert trained == embedded.ViTConfig()  # the defaults describe the shipped network: `musc backbones` shows them
     for part in shipped():
         shape = Recipe.from_dict(part["recipe"]).vit
         assert dataclasses.replace(shape, image_size=256, depth=4) == trained  # the last part's has eight blocks

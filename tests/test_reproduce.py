@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from musc import MuSc, cli, paper, reproduce
+from musc import MuSc, cli, reproduce
 from musc.errors import ConfigError, DataError
-from musc.reproduce import REGISTRY, comparison, draw, measure, registry
+from musc.reproduce import REGISTRY, comparison, draw, measure, paper, registry
 
 TINY = {"backbone": "deit_tiny_patch16_224", "weights": "random", "image_size": 64, "stages": (1, 2), "device": "cpu"}
 WORDS = ["--backbone", "deit_tiny_patch16_224", "--weights", "random", "--image-size", "64", "--device", "cpu"]

@@ -4,11 +4,10 @@ import errno
 import numpy as np
 import pytest
 
-from musc import figures
 from musc.config import MuScConfig
 from musc.datasets.base import Sample, Skipped
 from musc.errors import ResultError
-from musc.results import MuScResult
+from musc.results import MuScResult, figures
 
 
 @pytest.fixture

@@ -30,12 +30,7 @@ def together(scores):
 @pytest.fixture
 def musc(tiny_config, tiny_backbone, tmp_path):
     """A pipeline with a cache and the session's network."""
-    return with_backbone(MuSc(tiny_config.replace(degrees=(1, 3)), cache=tmp_path / "cache"), tiny_backbone)
-
-
-def with_backbone(musc, backbone):
-    musc.__dict__["backbone"] = backbone  # as if it had been loaded
-    return musc
+    return MuSc(tiny_config.replace(degrees=(1, 3)), backbone=tiny_backbone, cache=tmp_path / "cache")
 
 
 @pytest.fixture
@@ -204,7 +199,7 @@ def test_a_new_image_is_scored_as_in_a_batch_with_the_pool(musc, photos, tmp_pat
 
 def test_a_pool_that_is_gone_is_named(musc, photos, tmp_path, loaded, tiny_config, tiny_backbone):
     paths = sorted(photos.iterdir())
-    uncached = with_backbone(MuSc(tiny_config), tiny_backbone).run(paths[:4])
+    uncached = MuSc(tiny_config, backbone=tiny_backbone).run(paths[:4])
     with pytest.raises(DataError, match=r"ran without a cache.*run it again"):
         score_against(paths[4:], uncached)
     with pytest.raises(DataError, match=r"tokens of 4 of 4 images \(first .*0\.png\) are not in .*elsewhere"):

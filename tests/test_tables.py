@@ -3,7 +3,7 @@ import pytest
 
 from musc.config import MuScConfig
 from musc.results import MuScResult
-from musc.tables import metrics_table
+from musc.results.tables import metrics_table
 
 
 def result(dataset, category, auroc):

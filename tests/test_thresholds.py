@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 from sklearn.metrics import precision_recall_curve
 
-from musc import MuScResult, cli, figures
+from musc import MuScResult, cli
 from musc.errors import ConfigError
-from musc.thresholds import Threshold, check, choose, f1_max_threshold, fixed, mixture, robust
+from musc.results import figures
+from musc.results.thresholds import Threshold, check, choose, f1_max_threshold, fixed, mixture, robust
 
 NORMAL = {
     "lognormal": lambda g, n: np.exp(g.normal(-1, 0.15, n)),

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from musc import MuSc, lnamd, tiles
+from musc import MuSc, lnamd
 from musc.datasets.base import Category, Sample
 from musc.errors import ConfigError
+from musc.scoring import tiles
 
 LAYOUTS = [(1, 0.25), (2, 0.0), (2, 0.25), (3, 0.3), (4, 0.5), (5, 0.1)]
 

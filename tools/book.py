@@ -37,8 +37,8 @@ INPUTS = (
     "notebooks/*.ipynb",
     "notebooks/execution.json",
     "musc/**/*.py",
-    "musc/weights/*.md",
-    "musc/weights/*.csv",
+    "pretraining/*.md",
+    "pretraining/*.csv",
     "tools/*.py",
     "benchmarks/results/*",
 )
@@ -48,8 +48,7 @@ GATHERED = (
     "musc.datasets",
     "musc.datasets.synthetic",
     "musc.msm",
-    "musc.paper",
-    "musc.pretrain",
+    "musc.reproduce.paper",
     "musc.reproduce",
 )
 LATEX = "texlive-xetex texlive-latex-extra texlive-fonts-recommended tex-gyre latexmk fonts-freefont-otf xindy"

@@ -21,15 +21,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from musc import MuSc, MuScConfig, datasets, figures, lnamd, msm
+from musc import MuSc, MuScConfig, datasets, lnamd, msm
 from musc.features import Features
+from musc.results import figures
 from tools.notebooks import ROOT
 
 DATA = ROOT / "book/_static/interactive/data.js"
 CATEGORY, OF_A_KIND = "bottle_top", 5
 DEGREES = (1, 3, 5)
 # Whatever may change the numbers.
-SOURCES = ("musc/**/*.py", "musc/weights/procedural.safetensors", "tools/interactive.py")
+SOURCES = ("musc/**/*.py", "musc/backbones/procedural.safetensors", "tools/interactive.py")
 
 
 def stamp() -> str:

@@ -33,7 +33,10 @@ FOLDER = ROOT / "notebooks"
 RECORD = FOLDER / "execution.json"
 VERSIONS = ("musc", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "timm")
 # Data files that a module reads: whoever imports the module depends on them.
-DATA = {"musc/vit.py": "musc/weights/*.safetensors", "musc/paper/__init__.py": "musc/paper/*.csv"}
+DATA = {
+    "musc/backbones/embedded.py": "musc/backbones/*.safetensors",
+    "musc/reproduce/paper/__init__.py": "musc/reproduce/paper/*.csv",
+}
 ENVIRONMENT = {"TQDM_DISABLE": "1", "PYTHONHASHSEED": "0", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 # Colab opens a notebook without its package; elsewhere this cell does nothing, and the book hides it.

@@ -12,11 +12,20 @@ from torch import Tensor, nn
 
 from musc.backbones import networks
 from musc.backbones import weights as weight_files
+from musc.backbones.embedded import EMBEDDED_WEIGHTS
 from musc.backbones.registry import BACKBONES, CLASS_TOKENS, BackboneSpec, find_backbone
 from musc.errors import ConfigError
-from musc.vit import EMBEDDED_WEIGHTS
 
-__all__ = ["BACKBONES", "CLASS_TOKENS", "Backbone", "BackboneSpec", "Tokens", "find_backbone", "load_backbone"]
+__all__ = [
+    "BACKBONES",
+    "CLASS_TOKENS",
+    "Backbone",
+    "BackboneSpec",
+    "Tokens",
+    "find_backbone",
+    "load_backbone",
+    "resolve_device",
+]
 
 
 class Tokens(NamedTuple):
@@ -135,3 +144,17 @@ def load_backbone(
         network = networks.build(spec, image_size, draw=False)
         weight_files.load_strictly(network, weight_files.fit(state, spec, network, path), spec, path)
     return Backbone(spec, network, image_size=image_size, stages=stages, weights_id=weights_id, device=device)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `name` means: "auto" is the GPU where there is one. Raises ConfigError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device = {name!r} cannot be used here ({str(error).splitlines()[0]}): try auto or cpu."
+        ) from error
+    return device

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from musc import vit
+from musc.backbones import embedded
 from musc.backbones.registry import BackboneSpec, embedded_spec
 from musc.backbones.torchvision_guard import ready_torchvision
 
@@ -56,12 +56,12 @@ def _build_clip(spec: BackboneSpec, image_size: int, draw: bool) -> nn.Module:
 
 
 def build_embedded(weights: Path | None, *, draw: bool) -> tuple[BackboneSpec, nn.Module]:
-    """The network of `musc.vit`, and its spec: a weight file of that kind names its own architecture."""
+    """The network of `musc.backbones.embedded`, and its spec: a weight file of that kind names its own architecture."""
     if not draw:
-        network = vit.load(weights)
+        network = embedded.load(weights)
     else:
         with _seeded():
-            network = vit.ViT()
+            network = embedded.ViT()
     return embedded_spec(network.config), network
 
 

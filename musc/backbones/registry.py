@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from musc.backbones.embedded import ViTConfig
 from musc.errors import ConfigError
-from musc.vit import ViTConfig
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -165,7 +165,7 @@ def _quarters(depth: int) -> tuple[int, ...]:
 
 
 def embedded_spec(config: ViTConfig) -> BackboneSpec:
-    """The spec of our own small network (`musc.vit`) in the shape that `config` gives it."""
+    """The spec of our own small network (`musc.backbones.embedded`) in the shape that `config` gives it."""
     return BackboneSpec(
         name="procedural",
         family="ViT",

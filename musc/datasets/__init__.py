@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from musc.errors import ConfigError, DataError
 
 LAYOUTS = ("mvtec_ad", "visa", "btad", "folder", "synthetic")
 _LISTERS = {"mvtec_ad": mvtec_ad, "visa": visa, "btad": btad, "folder": folder}
+Images = Category | Path | str | Iterable[Path | str]
 
 __all__ = [
-    "LAYOUTS", "Category", "Rendered", "Sample", "Skipped", "Source",
-    "detect_layout", "list_categories", "load", "load_category",
+    "LAYOUTS", "Category", "Images", "Rendered", "Sample", "Skipped", "Source",
+    "as_category", "detect_layout", "list_categories", "load", "load_category",
 ]  # fmt: skip
 
 
@@ -116,6 +118,18 @@ def load(
     if not any(loaded):
         raise DataError(f"none of the {len(loaded)} categories can be read: {loaded[0].skipped[0].reason}")
     return loaded
+
+
+def as_category(images: Images) -> Category:
+    """A Category as it is; a folder, listed by its layout; or paths, taken as unlabeled images in the given order."""
+    if isinstance(images, Category):
+        return images
+    if isinstance(images, str | Path):
+        return load_category(None, Path(images))
+    paths = [Path(p) for p in images]
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+        raise DataError(f"{twice[0]} is given {paths.count(twice[0])} times: name every image once.")
+    return Category("paths", "", tuple(Sample(p.as_posix(), p) for p in paths))
 
 
 def _lister(layout: str | None, root: Path | str | None) -> tuple[Path, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from musc.datasets.base import Sample, Source
-from musc.transforms import content_key, read_image
+from musc.datasets.images import content_key, read_image
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as fractions of the picture's sides
 

@@ -17,8 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from musc.errors import DataError, ResultError
-from musc.paper import claims, contradictions
 from musc.reproduce.comparison import OURS, compare, dots, side_by_side
+from musc.reproduce.paper import claims, contradictions
 from musc.reproduce.profiles import Profile, profile
 from musc.reproduce.registry import LAYOUT, NOTEBOOKS, REGISTRY, RUN_HERE, Item, find, of_notebook
 

@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from musc.experiments import GRIDS
-from musc.paper import METRICS, released_code, table
+from musc.reproduce.experiments import GRIDS
 from musc.reproduce.measure import KEYS
+from musc.reproduce.paper import METRICS, released_code, table
 
 OURS = ("MuSc", "MuSc+")
 NAMES = {

@@ -12,13 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from musc import figures, metrics, msm
+from musc import metrics, msm
 from musc.datasets.base import Sample
 from musc.errors import DataError
-from musc.paper import table
 from musc.reproduce.comparison import COLOURS, NAMES
 from musc.reproduce.measure import of_experiment
+from musc.reproduce.paper import table
 from musc.reproduce.profiles import SYNTHETIC, Profile
+from musc.results import figures
 
 Drawn = tuple[Figure, pd.DataFrame]
 Said = list[tuple[str, str, str | float]]

@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from musc import baselines, experiments, fewshot
+from musc import fewshot
 from musc.errors import WeightsError
-from musc.paper import METRICS, table
+from musc.reproduce import experiments
+from musc.reproduce.paper import METRICS, table
+from musc.reproduce.plugged_in import rscin_gain
 from musc.reproduce.profiles import SYNTHETIC, Profile
 
 KEYS = ["dataset", "category", "method", "setting", "row", "metric"]
@@ -194,7 +196,7 @@ def plugged_in(lab: Profile, number: int) -> pd.DataFrame:
             file = lab.place / "plugged_in" / f"{pipeline.fingerprint(category)}.csv"
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                baselines.rscin_gain(category, pipeline).to_csv(file, index=False)
+                rscin_gain(category, pipeline).to_csv(file, index=False)
             for found in pd.read_csv(file).to_dict("records"):
                 word = {"without": "w/o", "with": "w"}[found["rscin"]]
                 shared = {"category": name, "method": found["method"], "setting": "full-shot", "row": word}

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-import musc
-from musc import datasets, experiments
+from musc import datasets
 from musc.config import MASK_PROTOCOLS, PAPER_WINDOWS, MuScConfig
 from musc.datasets.base import Category
 from musc.datasets.synthetic import HARD
-from musc.engines import cpu as _cpu  # noqa: F401  loaded with or without results on disk: both runs use the same code
 from musc.errors import ConfigError, ResultError
 from musc.features import Features
-from musc.paper import table
 from musc.pipeline import MuSc
+from musc.reproduce import experiments
+from musc.reproduce.paper import table
 from musc.results import MuScResult
+from musc.sources import numerical_version
 
 NAMES = ("demo", "paper")
 SYNTHETIC = "synthetic"
@@ -43,18 +41,6 @@ GROUPS = {
     "rscin": ("table_5", "figure_8"),
     "subsets": ("table_7",),
 }
-# No number of a result depends on these.
-UNRELATED: tuple[str, ...] = (
-    "cli.py",
-    "__main__.py",
-    "figures.py",
-    "tables.py",
-    "plugin.py",
-    "thresholds.py",
-    "paper/",
-    "reproduce/",
-)
-UNRELATED += ("pretrain/", "_cli_reproduce.py", "class_tokens.py", "errors.py", "__init__.py")
 
 
 @dataclass(frozen=True)
@@ -101,17 +87,19 @@ class Profile:
         config = self.config.replace(windows=PAPER_WINDOWS.get(dataset, self.config.windows))
         config = config.replace(**changes)
         if config not in self._pipelines:
-            made = MuSc(config, cache=self.folder / "tokens" if self.name == "demo" else None, progress=self.progress)
             network = (config.backbone, config.weights, config.image_size, config.stages, config.device)
-            if network in self._pipelines:
-                made.__dict__["backbone"] = self._pipelines[network].backbone
-            self._pipelines[config] = self._pipelines[network] = made
+            self._pipelines[config] = self._pipelines[network] = MuSc(
+                config,
+                backbone=self._pipelines[network].backbone if network in self._pipelines else None,
+                cache=self.folder / "tokens" if self.name == "demo" else None,
+                progress=self.progress,
+            )
         return self._pipelines[config]
 
     @property
     def place(self) -> Path:
         """Where measurements of this version of the code are kept."""
-        return self.folder / f"{self.name}-{code_digest()}"
+        return self.folder / f"{self.name}-{numerical_version()}"
 
     def result(self, dataset: str, name: str, **changes: Any) -> MuScResult:
         """MuSc's result on one category; a finished one is read from disk."""
@@ -146,9 +134,8 @@ class Profile:
         Metrics are not counted; some images are run before, to warm up, and the faster of two runs is taken.
         """
         category = max((self.category(dataset, n) for n in self.names(dataset)), key=len)
-        config = self.musc(dataset, **changes).config.replace(subsets=subsets)
-        pipeline = MuSc(config)
-        pipeline.__dict__["backbone"] = self.musc(dataset, **changes).backbone
+        usual = self.musc(dataset, **changes)
+        pipeline = MuSc(usual.config.replace(subsets=subsets), backbone=usual.backbone)
         file = self.place / "cost" / f"{pipeline.fingerprint(category)}.csv"
         if file.exists():
             row = pd.read_csv(file).iloc[0]
@@ -259,14 +246,3 @@ def _roots(data_root: str | Path | Sequence[str | Path] | None) -> dict[str, Pat
             raise ConfigError(f"data roots {roots[layout]} and {path} are both in the layout {layout}: give one.")
         roots[layout] = path
     return roots
-
-
-@cache
-def code_digest() -> str:
-    """Digest of the modules that numbers depend on: what other code left on disk is not taken for its results."""
-    root, digest = Path(musc.__file__).parent, hashlib.blake2b(digest_size=6)
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root).as_posix()
-        if not name.startswith(UNRELATED):
-            digest.update(name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from musc.errors import ConfigError
-from musc.paper import FIGURES, TABLES, figures, tables
+from musc.reproduce.paper import FIGURES, TABLES, figures, tables
 
 if TYPE_CHECKING:
     import pandas as pd

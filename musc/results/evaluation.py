@@ -13,9 +13,9 @@ from torch import Tensor
 from musc import metrics
 from musc.config import MASK_PROTOCOLS
 from musc.datasets.base import Sample, Skipped
+from musc.datasets.images import image_size, official_rule, read_mask, resize_mask
 from musc.errors import DataError
 from musc.results import Metrics
-from musc.transforms import image_size, official_rule, read_mask, resize_mask
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ Figures are transcribed once per table: where two tables disagree, each keeps wh
 finds the disagreement. The tables are quoted from Li, Huang, Xue, Zhou: "MuSc", ICLR 2024.
 """
 
-from musc.paper._claims import claims
-from musc.paper._contradictions import contradictions, means, quantities
-from musc.paper._tables import FIGURES, METRICS, TABLES, captions, figures, released_code, table, tables
+from musc.reproduce.paper._claims import claims
+from musc.reproduce.paper._contradictions import contradictions, means, quantities
+from musc.reproduce.paper._tables import FIGURES, METRICS, TABLES, captions, figures, released_code, table, tables
 
 __all__ = [
     "FIGURES",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from musc.pretrain.fields import Array, log_uniform, spectral_noise
+from pretraining.fields import Array, log_uniform, spectral_noise
 
 Mask = NDArray[np.bool_]
 

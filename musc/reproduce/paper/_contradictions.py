@@ -6,8 +6,8 @@ import math
 
 import pandas as pd
 
-from musc.paper._claims import ROUNDING, claims
-from musc.paper._tables import TABLES, table
+from musc.reproduce.paper._claims import ROUNDING, claims
+from musc.reproduce.paper._tables import TABLES, table
 
 KEYS = ["dataset", "category", "method", "setting", "backbone", "pretraining"]
 KEYS += ["degrees", "interval_low", "interval_high", "reduction", "rscin", "subsets", "metric"]

@@ -31,10 +31,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def score(args: argparse.Namespace) -> int:
     """`musc score`: score, save, and name every new image with its decision."""
-    from musc.datasets import load_category
-    from musc.figures import save_masks, save_overlays
-    from musc.pipeline import as_category
+    from musc.datasets import as_category, load_category
     from musc.results import MuScResult
+    from musc.results.figures import save_masks, save_overlays
     from musc.stream import score_against
 
     earlier = MuScResult.load(args.against)

@@ -1,4 +1,4 @@
-"""`python -m musc.pretrain`: train the embedded backbone, resume, write its weights."""
+"""`python -m pretraining`: train the embedded backbone, resume, write its weights."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from musc import vit
+from musc.backbones import embedded
+from musc.backbones.embedded import ViT
 from musc.errors import ConfigError, MuscError
-from musc.pretrain.train import Recipe, Trainer, batches, write_log
-from musc.pretrain.whitening import whitened
-from musc.vit import ViT
+from pretraining.train import Recipe, Trainer, batches, write_log
+from pretraining.whitening import whitened
 
 LAST = "last.pt"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m musc.pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pretraining", description=__doc__)
     parser.add_argument("--config", type=Path, help="recipe (JSON); default: the one of the weights in the package")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/procedural"), help="folder for the run")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoints in --out")
@@ -44,12 +44,12 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Train the parts of the recipe one after the other, each from where the one before it ended (at its last step, or
     at its "stop"), or from the mean of some."""
-    path = arguments.config or vit.EMBEDDED_WEIGHTS.with_suffix(".json")
+    path = arguments.config or Path(__file__).with_name("procedural.json")
     plan = json.loads(path.read_text())
     parts = plan["parts"]
     folders = [arguments.out / str(number) for number, _ in enumerate(parts)]
     if arguments.export:
-        vit.save(result(folders, plan), arguments.export)
+        embedded.save(result(folders, plan), arguments.export)
         return 0
     for part, folder, before in zip(parts, folders, [None, *folders], strict=False):
         recipe = Recipe.from_dict(part["recipe"])
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             trainer = Trainer.resume(before / LAST, recipe)
         else:
             shares = part["start"] if isinstance(part["start"], dict) else {before.name: 1.0}
-            vit.save(mean(folders, shares, recipe.vit.image_size), before / "weights.safetensors")
+            embedded.save(mean(folders, shares, recipe.vit.image_size), before / "weights.safetensors")
             trainer = Trainer(recipe, before / "weights.safetensors")
         train(trainer, folder, arguments, part.get("stop", recipe.steps))
         if arguments.steps and trainer.number >= arguments.steps:
@@ -74,7 +74,7 @@ def mean(folders: list[Path], shares: dict[str, float], image_size: int | None) 
     """The mean of the weights that some parts ended with (shares: of each by its number), its position embedding
     resized to the input size."""
     models = [Trainer.resume(folders[int(number)] / LAST).averaged().resized(image_size) for number in shares]
-    return vit.mean(models, list(shares.values()))
+    return embedded.mean(models, list(shares.values()))
 
 
 def result(folders: list[Path], plan: dict[str, Any]) -> ViT:

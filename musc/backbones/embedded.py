@@ -1,6 +1,6 @@
 """A small vision transformer of our own: the architecture of the embedded backbone, and loading its weights.
 
-It needs torch alone. The weights are made by `python -m musc.pretrain` from images that formulas draw.
+It needs torch alone. The weights are made by `python -m pretraining` from images that formulas draw.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from musc.errors import ConfigError, WeightsError
 
-EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "procedural.safetensors"
+EMBEDDED_WEIGHTS = Path(__file__).parent / "procedural.safetensors"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ViTConfig:
     image_size: side in pixels that the position embedding is stored for. patch_size: side in pixels of a
     patch, a power of two. depth, width, heads: of the transformer. stem: channels of the first convolution of the
     patch embedding, doubled at each halving of the image. mean, std: of the colour channels of images in [0, 1].
-    whitened: patch tokens pass a linear map of their block on their way out (see `musc.pretrain.whitening`).
+    whitened: patch tokens pass a linear map of their block on their way out (see `pretraining.whitening`).
     """
 
     image_size: int = 256
@@ -321,13 +321,13 @@ def save(model: ViT, path: str | Path, metadata: dict[str, str] | None = None) -
 def load(path: str | Path | None = None) -> ViT:
     """The network with its weights from a safetensors file, in evaluation mode and float32.
 
-    path: a file that `python -m musc.pretrain` wrote (None: the one in the package); its metadata holds the
+    path: a file that `python -m pretraining` wrote (None: the one in the package); its metadata holds the
     architecture.
     Raises WeightsError if the file is missing, unreadable or of another model.
     """
     path = Path(path) if path is not None else EMBEDDED_WEIGHTS
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file; make one with `python -m musc.pretrain`.")
+        raise WeightsError(f"{path}: no such file; make one with `python -m pretraining`.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -335,7 +335,7 @@ def load(path: str | Path | None = None) -> ViT:
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error}).") from error
     if "architecture" not in metadata:
-        raise WeightsError(f"{path}: its metadata names no architecture; give a file of `python -m musc.pretrain`.")
+        raise WeightsError(f"{path}: its metadata names no architecture; give a file of `python -m pretraining`.")
     # not on the meta device, whose first use imports half of torch and takes longer than drawing weights in vain
     model = ViT(ViTConfig.from_dict(json.loads(metadata["architecture"])))
     try:

@@ -8,9 +8,8 @@ product of its own, and alignment matters), or with all their tiles (T x T times
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from musc import msm
+from musc.config import MuScConfig
 from musc.datasets.base import Sample, Source
+from musc.datasets.images import content_key, read_image
 from musc.errors import ConfigError
 from musc.features import Features
-from musc.transforms import content_key, read_image
-
-if TYPE_CHECKING:
-    from musc.pipeline import MuSc
 
 Span = tuple[float, float]  # where a tile begins and ends along one axis, the image being (0, 1)
 
@@ -118,23 +115,33 @@ def map_size(size: int, tiles: int, overlap: float) -> int:
 
 
 def anomaly_maps(
-    musc: MuSc, features: Features, references: Features | None = None, notes: list[str] | None = None
+    features: Features,
+    references: Features | None,
+    config: MuScConfig,
+    *,
+    image_size: int,
+    device: torch.device,
+    extract: Callable[[Sequence[Sample]], Features],
+    score: Callable[[Features, Features | None], dict[tuple[int, int], Tensor]],
 ) -> Float[Tensor, "N H W"]:
     """Anomaly maps (Eq. 3) of the images of `features` by way of their tiles, stitched (`MuScConfig.tiles`).
 
     Only the samples of `features` and `references` are used: tiles are extracted here, and those of one position at a
     time are held with `tile_pool` = "position", all with "all". Patch scores stand at their patches' centres
     (the whole-image method's corner-aligned stretching would shift the same place differently in two tiles).
+
+    image_size: side in pixels of the network's input. extract: samples to tokens. score: tokens of one tile position,
+    and those of the references there, to patch scores by grid (`maps.patch_scores`).
     """
-    c, N = musc.config, len(features)
+    c, N = config, len(features)
     T = c.tiles**2
-    size = c.map_size or map_size(musc.backbone.image_size, c.tiles, c.tile_overlap)
+    size = c.map_size or map_size(image_size, c.tiles, c.tile_overlap)
     stitcher = Stitcher(N, size, c.tiles, c.tile_overlap)
     cuts = [cut(s, c.tiles, c.tile_overlap) for s in features.samples]
     extra = [cut(s, c.tiles, c.tile_overlap) for s in references.samples] if references else []
 
     def extracted(rows: Sequence[list[Sample]], t: int) -> Features:
-        found = musc.features([row[t] for row in rows])
+        found = extract([row[t] for row in rows])
         if found.skipped:  # the image was whole a moment ago
             raise ConfigError(f"{found.skipped[0].name} cannot be read any more: {found.skipped[0].reason}")
         return found
@@ -142,9 +149,9 @@ def anomaly_maps(
     every = [extracted([*cuts, *extra], t) for t in range(T)] if c.tile_pool == "all" else []
     for t in range(T):
         if every:
-            patch_scores = _scores_among_all(musc, every, t, N)
+            patch_scores = _scores_among_all(every, t, N, c, device)
         else:
-            patch_scores = musc.patch_scores(extracted(cuts, t), extracted(extra, t) if extra else None, notes)
+            patch_scores = score(extracted(cuts, t), extracted(extra, t) if extra else None)
         for grid, scores in patch_scores.items():
             H, W = grid
             whole = F.interpolate(scores.cpu().reshape(N, 1, H, W), stitcher.shape(t), mode="bilinear")[:, 0]
@@ -152,17 +159,19 @@ def anomaly_maps(
     return stitcher.maps
 
 
-def _scores_among_all(musc: MuSc, every: Sequence[Features], t: int, N: int) -> dict[tuple[int, int], Tensor]:
+def _scores_among_all(
+    every: Sequence[Features], t: int, N: int, config: MuScConfig, device: torch.device
+) -> dict[tuple[int, int], Tensor]:
     """Eq. 1-3 of tile t of the N images, where an image's nearest patch may lie in any of its tiles, by grid."""
-    c = musc.config
+    c = config
     T, P = len(every), len(every[t])
     others = ~torch.eye(P, dtype=torch.bool)[:N]  # [N, P]: an image does not score itself
     total: dict[tuple[int, int], Tensor] = {}
     for n, grid in enumerate(every[t].grids):
-        own = every[t].patch_tokens[n][:N].to(musc.device)
+        own = every[t].patch_tokens[n][:N].to(device)
         found: Tensor | None = None
         for u in range(T):
-            tokens = every[u].patch_tokens[n].to(musc.device)
+            tokens = every[u].patch_tokens[n].to(device)
             d = msm.stage_distances(
                 own, c.degrees, references=tokens, pool=0, grid=grid, precision=c.precision, block=c.block
             )  # [D, N, P, M]

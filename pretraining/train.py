@@ -19,11 +19,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from musc import vit
+from musc.backbones import embedded
+from musc.backbones.embedded import ViT, ViTConfig
 from musc.errors import ConfigError
-from musc.pretrain.images import Program, batch
-from musc.pretrain.objective import objective
-from musc.vit import ViT, ViTConfig
+from pretraining.images import Program, batch
+from pretraining.objective import objective
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def grown(model: ViT, config: ViTConfig, seed: int = 0) -> ViT:
     """A network of shape `config`, as deep as `model` or deeper, whose added blocks change no token at first."""
     new = ViT(config)
     new.reset_parameters(torch.Generator().manual_seed(seed))
-    for block in cast("list[vit.Block]", list(new.blocks)[model.depth :]):
+    for block in cast("list[embedded.Block]", list(new.blocks)[model.depth :]):
         nn.init.zeros_(block.attn.proj.weight)
         nn.init.zeros_(cast(nn.Linear, block.mlp[-1]).weight)
     new.load_state_dict(new.state_dict() | model.state_dict())
@@ -210,7 +210,7 @@ class Trainer:
         """weights: an exported file to start from (None: random weights from the recipe's seed)."""
         self.recipe, self.number = recipe, 0
         if weights:
-            self.model = grown(vit.load(weights), recipe.vit, recipe.seed)
+            self.model = grown(embedded.load(weights), recipe.vit, recipe.seed)
         else:
             self.model = ViT(recipe.vit)
             self.model.reset_parameters(torch.Generator().manual_seed(recipe.seed))

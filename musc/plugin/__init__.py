@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from musc import metrics, rscin
-from musc.class_tokens import ClassTokens, pick, read_class_tokens, unique_paths
 from musc.errors import ConfigError, DataError, ResultError
+from musc.plugin.class_tokens import ClassTokens, pick, read_class_tokens, unique_paths
 
 RAW, PLAIN = "raw_score", "score"  # columns that are scores, the first found counts
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from musc.config import MuScConfig
 from musc.datasets.base import Skipped
 from musc.errors import ResultError
-from musc.thresholds import Threshold, choose
+from musc.results.thresholds import Threshold, choose
 
 FORMAT = 1
 COLUMNS = ("path", "score", "rank", "raw_score", "decision", "label", "defect")
@@ -84,7 +84,7 @@ class MuScResult:
         return ranks
 
     def decide(self, method: str | float = "robust") -> Threshold | None:
-        """Choose the threshold: by a method of `musc.thresholds.METHODS`, or as a number on the maps' scale.
+        """Choose the threshold: by a method of `musc.results.thresholds.METHODS`, or as a number on the maps' scale.
 
         It compares raw_image_scores, since c_i is the maximum of the map: an image is anomalous exactly where a pixel
         of its map is. Raises ConfigError where the method is unknown, or needs labels that are not there.

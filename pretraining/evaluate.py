@@ -1,4 +1,4 @@
-"""`python -m musc.pretrain.evaluate`: the embedded backbone beside an untrained one, filters, and one of photographs.
+"""`python -m pretraining.evaluate`: the embedded backbone beside an untrained one, filters, and one of photographs.
 
 The textures of scikit-image get defects that are planted here, by other means than those of the training images.
 """
@@ -27,8 +27,9 @@ from musc.config import MuScConfig
 from musc.datasets import load_category, synthetic
 from musc.datasets.base import Category, Sample
 from musc.errors import ConfigError
-from musc.evaluation import evaluate, read_truth
-from musc.pipeline import MuSc, upsample
+from musc.pipeline import MuSc
+from musc.results.evaluation import evaluate, read_truth
+from musc.scoring.maps import upsample
 
 TEXTURES = ("brick", "gravel", "grass")
 CROP, SIDE = 128, 256  # of the crops in pixels, and as fixed features see them
@@ -176,7 +177,7 @@ def categories(tile: Path | None, good: int, defects: int, wanted: set[str] | No
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m musc.pretrain.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pretraining.evaluate", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("evaluation.csv"))
     parser.add_argument("--weights", type=Path, help="of the embedded backbone (default: those in the package)")
     parser.add_argument("--deit", type=Path, help="weights of DeiT-Tiny, to measure it too")

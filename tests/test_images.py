@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from musc import transforms
+from musc.datasets import images
+from musc.datasets.images import content_key, image_size, official_rule, preprocess, read_image, read_mask, resize_mask
 from musc.errors import ConfigError, DataError
-from musc.transforms import content_key, image_size, official_rule, preprocess, read_image, read_mask, resize_mask
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -461,5 +461,5 @@ def test_content_key_of_a_drawn_picture(tmp_path):
 
 
 def test_describe(tmp_path):
-    assert transforms.describe(tmp_path / "a.png") == str(tmp_path / "a.png")
-    assert transforms.describe(Drawn("tile/0", Image.fromarray(GREY))) == "tile/0"
+    assert images.describe(tmp_path / "a.png") == str(tmp_path / "a.png")
+    assert images.describe(Drawn("tile/0", Image.fromarray(GREY))) == "tile/0"

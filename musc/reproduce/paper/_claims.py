@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from musc.paper._tables import METRICS, table
+from musc.reproduce.paper._tables import METRICS, table
 
 CLS, SEG, AP, PRO = "image_auroc", "pixel_auroc", "pixel_ap", "pro"
 MVTEC, VISA, BTAD = "mvtec_ad", "visa", "btad"

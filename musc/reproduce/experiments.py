@@ -28,9 +28,10 @@ from musc import msm
 from musc.config import MuScConfig
 from musc.datasets.base import Category
 from musc.errors import ConfigError, DataError
-from musc.evaluation import evaluate, read_truth
 from musc.features import Features
-from musc.pipeline import MuSc, split_subsets, upsample
+from musc.pipeline import MuSc
+from musc.results.evaluation import evaluate, read_truth
+from musc.scoring.maps import rescored, split_subsets, upsample
 
 DEGREES = (1, 3, 5, 7, 9, 13)  # all that any table asks for
 CHUNK_BYTES = 256 << 20  # distances sorted at a time
@@ -256,8 +257,7 @@ def _measure(category: Category, musc: MuSc, features: Features, variants: dict,
         pixel: dict[str, dict[str, float]] = {}
         for experiment, row in names:
             windows = variants[experiment, row].windows
-            one = MuSc(musc.config if windows is None else musc.config.replace(windows=windows))
-            final, _ = one.rescored(raw, features.class_tokens)
+            final, _ = rescored(raw, features.class_tokens, musc.config.windows if windows is None else windows)
             found = evaluate(truth, final, raw, None if pixel else maps)
             pixel = pixel or {name: m for name, m in found.items() if name.startswith("pixel")}
             for group, metrics in {**found, **pixel}.items():

@@ -14,10 +14,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from musc.pretrain.images import Program, batch
-from musc.pretrain.objective import NORMAL, normalized, token_labels
-from musc.pretrain.train import pixels
-from musc.vit import ViT
+from musc.backbones.embedded import ViT
+from pretraining.images import Program, batch
+from pretraining.objective import NORMAL, normalized, token_labels
+from pretraining.train import pixels
 
 DEGREES = (1, 3, 5)  # the paper's, with which the tokens are scored
 

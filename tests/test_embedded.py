@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from musc import vit
+from musc.backbones import embedded
+from musc.backbones.embedded import ViT, ViTConfig
 from musc.errors import ConfigError, WeightsError
-from musc.vit import ViT, ViTConfig
 
 SMALL = ViTConfig(image_size=32, patch_size=8, depth=4, width=16, heads=2, stem=4)
 
@@ -34,7 +34,7 @@ def test_stages_are_the_block_outputs(model):
 
 
 def test_attention_is_softmax_with_a_distance_penalty(model):
-    attention, x, distance = model.blocks[0].attn, torch.randn(1, 7, 16), vit.patch_distances(2, 3)
+    attention, x, distance = model.blocks[0].attn, torch.randn(1, 7, 16), embedded.patch_distances(2, 3)
     q, k, v = attention.qkv(x)[0].reshape(7, 3, 2, 8).permute(1, 2, 0, 3).double()
     logits = q @ k.transpose(1, 2) / 8**0.5 - attention.slope[:, None, None] * distance
     expected = (logits.softmax(-1) @ v).permute(1, 0, 2).reshape(1, 7, 16).float()
@@ -42,7 +42,7 @@ def test_attention_is_softmax_with_a_distance_penalty(model):
 
 
 def test_distances_are_euclidean_and_zero_for_the_class_token():
-    distance = vit.patch_distances(2, 3)
+    distance = embedded.patch_distances(2, 3)
     assert distance[0].eq(0).all()
     assert distance[:, 0].eq(0).all()
     assert distance[1, 6].item() == pytest.approx(5**0.5)  # (0, 0) to (1, 2)
@@ -70,8 +70,8 @@ def test_batch_changes_nothing(model):
 
 def test_save_and_load_round_trip(model, tmp_path):
     path = tmp_path / "weights.safetensors"
-    vit.save(model, path, {"note": "test"})
-    again = vit.load(path)
+    embedded.save(model, path, {"note": "test"})
+    again = embedded.load(path)
     assert again.config == model.config
     assert not again.training
     for key, value in model.state_dict().items():
@@ -86,8 +86,8 @@ def test_errors_name_the_remedy(model, tmp_path):
     with pytest.raises(ConfigError, match="power of two"):
         ViTConfig(patch_size=14)
     with pytest.raises(WeightsError, match="no such file"):
-        vit.load(tmp_path / "none.safetensors")
+        embedded.load(tmp_path / "none.safetensors")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not weights")
     with pytest.raises(WeightsError, match="not a readable"):
-        vit.load(broken)
+        embedded.load(broken)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musc import __version__, _cli_reproduce, _cli_score
+from musc import __version__
+from musc.cli import reproduce, score
 from musc.config import CONSISTENCY, PAPER_WINDOWS, PRECISIONS, REDUCTIONS, TILE_POOLS, MuScConfig
 from musc.errors import ConfigError, MuscError, ResultError
 
@@ -77,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=EXAMPLES)
         sub.formatter_class = argparse.RawDescriptionHelpFormatter
         _add_data(sub)
-        _cli_score.add_reference_words(sub)
+        score.add_reference_words(sub)
         _add_settings(sub)
         sub.add_argument("--out", type=Path, default=Path("results"), help="folder of the results (default: results)")
         sub.add_argument("--cache", type=Path, help="folder of extracted tokens (default: OUT/.cache)")
@@ -88,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
                          "raw_score, or none (default: robust)")  # fmt: skip
         sub.add_argument("--force", action="store_true", help="compute again what is finished already")
         sub.set_defaults(command=command)
-    _cli_score.add_parser(commands)
+    score.add_parser(commands)
     sub = commands.add_parser("datasets", help="list layouts, or what a folder holds")
     _add_data(sub)
     sub.set_defaults(command=datasets)
@@ -104,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
                      "are known to stand in the same order")  # fmt: skip
     sub.add_argument("--out", type=Path, metavar="FILE", help="CSV file to write (default: SCORES_rscin.csv)")
     sub.set_defaults(command=rscin)
-    _cli_reproduce.add_parser(commands)
+    reproduce.add_parser(commands)
     sub = commands.add_parser("backbones", help="list the networks by name")
     sub.set_defaults(command=backbones)
     for sub in commands.choices.values():
@@ -194,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """`musc evaluate`: score, save, and print the seven metrics of every category and their mean."""
-    from musc.tables import metrics_table
+    from musc.results.tables import metrics_table
 
     results, failed = [], 0
     for _, result, _ in _results(args, needs_labels=True):
@@ -227,7 +228,7 @@ def _results(args: argparse.Namespace, *, needs_labels: bool) -> Any:
             windows = PAPER_WINDOWS.get(category.dataset, (2, 3)) if args.windows is None else args.windows
             if windows not in pipelines:
                 pipelines[windows] = MuSc(_config(args, windows), cache=cache, progress=True)
-            references = _cli_score.references_of(args, category, alone=len(categories) == 1)
+            references = score.references_of(args, category, alone=len(categories) == 1)
             result = _one(args, pipelines[windows], category, references, folder)
         except MuscError as error:
             if len(categories) == 1:
@@ -261,9 +262,8 @@ def _config(args: argparse.Namespace, windows: tuple[float, ...]) -> MuScConfig:
 def _one(
     args: argparse.Namespace, musc: MuSc, category: Category, references: Category | None, folder: Path
 ) -> MuScResult:
-    from musc import thresholds
-    from musc.figures import overview, save_masks, save_overlays
-    from musc.results import MuScResult
+    from musc.results import MuScResult, thresholds
+    from musc.results.figures import overview, save_masks, save_overlays
 
     thresholds.check(args.threshold, [sample.label for sample in category.samples])  # before the work, not after it
     result, again = None, False

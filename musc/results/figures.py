@@ -18,9 +18,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from musc.datasets.base import Sample
+from musc.datasets.images import image_size, read_image, read_mask, resize_mask
 from musc.errors import DataError, ResultError
 from musc.results import MuScResult
-from musc.transforms import image_size, read_image, read_mask, resize_mask
 
 if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable

@@ -15,8 +15,8 @@ from numpy.random import Generator
 from PIL import Image
 from scipy import ndimage
 
-from musc.pretrain.defects import SHARES, add_defect
-from musc.pretrain.fields import Array, Field, log_uniform, random_field, spectral_noise
+from pretraining.defects import SHARES, add_defect
+from pretraining.fields import Array, Field, log_uniform, random_field, spectral_noise
 
 Draw = Callable[[Generator, int], Array]
 

@@ -1,0 +1,132 @@
+"""Patch scores (Eq. 1-3), the anomaly maps that they make, and image scores after RsCIN (Eq. 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from musc import msm, rscin
+from musc.config import MuScConfig
+from musc.errors import ConfigError
+from musc.features import Features
+from musc.scoring import consistency
+
+PatchScores = dict[tuple[int, int], Tensor]  # by patch grid (rows, columns): [N, M]
+
+
+def anomaly_maps(scores: PatchScores, size: int) -> Float[Tensor, "N size size"]:
+    """Anomaly maps of patch scores: those of every grid upsampled to size x size pixels, and added up."""
+    return torch.stack([upsample(values, grid, size) for grid, values in scores.items()]).sum(dim=0)
+
+
+def patch_scores(
+    features: Features,
+    references: Features | None,
+    config: MuScConfig,
+    *,
+    device: torch.device,
+    notes: list[str] | None = None,
+    progress: bool = False,
+) -> PatchScores:
+    """Eq. 3 before upsampling, by patch grid: one grid, except for Swin, whose scores then add up to Eq. 3's.
+
+    With subsets = s the images are split into s parts, stratified by defect where it is known, and each part is
+    scored by itself (Sec. 4.2, Tab. 6-7). `references` join the pool of every part. notes receives warnings of
+    consistent defects. Raises ConfigError where a part is left with a single image and no reference.
+    """
+    R = len(references) if references else 0
+    total = {grid: torch.zeros(len(features), math.prod(grid)) for grid in dict.fromkeys(features.grids)}
+    for rows in split_subsets([s.defect for s in features.samples], config.subsets, config.seed):
+        if len(rows) + R < 2:
+            raise ConfigError(
+                f"subsets = {config.subsets} leaves {len(rows)} of {len(features)} images in a part, and an "
+                "image needs another one to be scored: use fewer subsets."
+            )
+        part = features if len(rows) == len(features) else features.take(rows.tolist())
+        for grid, scores in total.items():
+            stages = [n for n, g in enumerate(features.grids) if g == grid]
+            found = _mutual_scores(part, references, config, stages, device=device, notes=notes, progress=progress)
+            scores[rows] = len(stages) / len(features.grids) * found.cpu().float()
+    return total
+
+
+def _mutual_scores(
+    features: Features,
+    references: Features | None,
+    config: MuScConfig,
+    stages: list[int],
+    *,
+    device: torch.device,
+    notes: list[str] | None,
+    progress: bool,
+) -> Float[Tensor, "N M"]:
+    """Eq. 1-3 over `stages`, which share one grid; with `consistency`, corrected for defects that images share."""
+    tokens = [features.patch_tokens[n].to(device) for n in stages]
+    extra = [references.patch_tokens[n].to(device) for n in stages] if references else None
+    c, grid = config, features.grids[stages[0]]
+    if c.consistency == "off":
+        return msm.mutual_scores(
+            tokens, c.degrees, c.interval, c.reduction, references=extra, pool=c.references, seed=c.seed, grid=grid,
+            precision=c.precision, block=c.block, position_window=c.position_window, progress=progress,
+        )  # fmt: skip
+    if references:
+        raise ConfigError('consistency works without reference images: leave one of the two out ("off").')
+    scores, groups = consistency.mutual_scores(
+        tokens, c.degrees, c.interval, c.reduction, correct=c.consistency == "correct", grid=grid,
+        precision=c.precision, block=c.block, position_window=c.position_window, progress=progress,
+    )  # fmt: skip
+    if notes is not None:
+        notes += consistency.describe(groups, [sample.name for sample in features.samples])
+    return scores
+
+
+def split_subsets(defects: Sequence[str], subsets: int, seed: int) -> list[Tensor]:
+    """Rows of each of `subsets` parts of equal size, stratified by defect with a seeded shuffle (Tab. 6, 7, 13)."""
+    if subsets == 1:
+        return [torch.arange(len(defects))]
+    if subsets > len(defects):
+        raise ConfigError(f"subsets = {subsets} of {len(defects)} images leaves empty parts: use fewer subsets.")
+    generator = np.random.default_rng(seed)
+    dealt: list[int] = []
+    for defect in sorted(set(defects)):
+        dealt += generator.permutation([i for i, d in enumerate(defects) if d == defect]).tolist()
+    # dealing the shuffled strata out like cards keeps both the parts and the strata within them even
+    return [torch.tensor(sorted(dealt[part::subsets])) for part in range(subsets)]
+
+
+def upsample(scores: Float[Tensor, "N M"], grid: tuple[int, int], size: int) -> Float[Tensor, "N size size"]:
+    """Patch scores [N, M] on their grid as anomaly maps [N, size, size]: bilinear, corners aligned.
+
+    Corners aligned is the released code's choice; the paper says only "upsample". No pixel exceeds the largest patch.
+
+    Example:
+        >>> upsample(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), (2, 2), 3)[0]
+        tensor([[0.0000, 0.5000, 1.0000],
+                [1.0000, 1.5000, 2.0000],
+                [2.0000, 2.5000, 3.0000]])
+    """
+    N, _ = scores.shape
+    maps = F.interpolate(scores.reshape(N, 1, *grid), (size, size), mode="bilinear", align_corners=True)
+    return maps[:, 0]
+
+
+def rescored(
+    raw_scores: Float[Tensor, "N"], class_tokens: Float[Tensor, "N D"] | None, windows: Sequence[float]
+) -> tuple[Float[Tensor, "N"], list[str]]:
+    """Image scores after RsCIN (Eq. 5), and a note wherever it could not be done with these `windows`."""
+    N = len(raw_scores)
+    if class_tokens is None:
+        return rscin.minmax(raw_scores), ["RsCIN skipped: this backbone has no class token."]
+    wide = [k for k in windows if k != math.inf and k > N]
+    notes = [f"RsCIN windows {wide} are larger than the {N} images: all {N} were used there."] if wide else []
+    fitting = [k if k == math.inf else min(k, N) for k in windows]
+    try:
+        return rscin.rescore(raw_scores, class_tokens.to(raw_scores.device, raw_scores.dtype), fitting), notes
+    except ValueError as error:  # tokens of an odd network: the scores themselves still stand
+        return rscin.minmax(raw_scores), [f"RsCIN skipped: {error}"]

@@ -1,0 +1,48 @@
+"""What our own source files mean, as digests: comments, docstrings and layout change nothing."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+# No number of a result depends on these: how it is shown, and what only asks for it.
+NOT_NUMERICAL = (
+    "cli/", "plugin/", "reproduce/paper/", "reproduce/comparison.py", "reproduce/draw.py", "results/figures.py",
+    "results/tables.py", "results/thresholds.py", "reproduce/registry.py", "__main__.py", "errors.py", "sources.py",
+)  # fmt: skip
+
+
+def meaning(path: Path) -> str:
+    """Digest of a Python file without comments, docstrings and layout; of another file, of its bytes.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "a.py").write_text("x = 1  # one")
+        >>> _ = (folder / "b.py").write_text('"A docstring."' + chr(10) + "x  =  1")
+        >>> meaning(folder / "a.py") == meaning(folder / "b.py")
+        True
+    """
+    content = path.read_bytes()
+    if path.suffix == ".py":
+        tree = ast.parse(content)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[0] if node.body else None
+                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                    node.body = node.body[1:]
+        content = ast.dump(tree).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+@cache
+def numerical_version() -> str:
+    """Digest of the modules that the numbers of a result depend on: results of other code are not taken for its own."""
+    root, digest = Path(__file__).parent, hashlib.blake2b(digest_size=6)
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if not name.startswith(NOT_NUMERICAL):
+            digest.update(f"{name}\0{meaning(path)}\0".encode())
+    return digest.hexdigest()
