@@ -175,16 +175,28 @@ class _ArraysOnly(pickle.Unpickler):
         return _STANDS_FOR[module, name]
 
 
-def _thaw(content: Any) -> Any:
+def _thaw(content: Any, known: dict[int, Any] | None = None) -> Any:
+    """Plain containers and arrays. `known`: what became of every container, which a small file may name many times."""
+    known = {} if known is None else known
     if isinstance(content, _Array):
         if content.array is None:
             raise DataError("holds an array without its numbers.")
         return content.array
-    if isinstance(content, dict):
-        return {str(_thaw(key)): _thaw(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_thaw(value) for value in content]
-    return content
+    if not isinstance(content, dict | list | tuple):
+        return content
+    if id(content) not in known:
+        known[id(content)] = None  # of a container that holds itself
+        if isinstance(content, dict):
+            known[id(content)] = {_key(key): _thaw(value, known) for key, value in content.items()}
+        else:
+            known[id(content)] = [_thaw(value, known) for value in content]
+    return known[id(content)]
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str | bytes | int):
+        raise DataError("names an array by something that is neither text nor a number.")
+    return key.decode("latin1") if isinstance(key, bytes) else str(key)
 
 
 def _from_result(folder: Path) -> ClassTokens:
