@@ -97,6 +97,10 @@ def binary_mask(anomaly_map: NDArray[np.float32], threshold: float, size: tuple[
     """The pixels whose score reaches the threshold, [H, W] for size = (W, H): the map is stretched, then cut.
 
     Stretching lowers peaks a little. Where it would lose all that the map itself marks, the map is cut first.
+
+    Example:
+        >>> binary_mask(np.array([[0.0, 1.0]], dtype=np.float32), threshold=0.5, size=(2, 1))
+        array([[False,  True]])
     """
     values = np.asarray(anomaly_map, dtype=np.float32)
     cut = np.float64(threshold)  # compared in float64, as the decisions are
@@ -204,7 +208,14 @@ def masks_at(samples: Sequence[Sample], size: int) -> NDArray[np.bool_]:
 
 def patch_labels(masks: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.int8]:
     """Masks [N, H, W] to patches [N, M], row by row: 1 where at least half of a patch is anomalous, 0 where nothing
-    is, -1 between. H and W are multiples of the grid's."""
+    is, -1 between. H and W are multiples of the grid's.
+
+    Example:
+        >>> masks = np.zeros((1, 4, 4), dtype=bool)
+        >>> masks[0, :2, :2] = masks[0, 3, 3] = True  # the first patch, and a quarter of the last
+        >>> patch_labels(masks, grid=(2, 2))
+        array([[ 1,  0,  0, -1]], dtype=int8)
+    """
     N, H, W = masks.shape
     rows, columns = grid
     share = masks.reshape(N, rows, H // rows, columns, W // columns).mean(axis=(2, 4)).reshape(N, -1)
