@@ -10,7 +10,10 @@ from pathlib import PurePath
 from shutil import copy, copytree, ignore_patterns
 
 import pytest
+import yaml
 from imports import ROOT, imported, modules
+
+import musc
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OURS = {"musc", "pretraining", "benchmarks", "tools"}
@@ -52,6 +55,22 @@ def test_what_stands_beside_the_package_declares_what_it_imports(folder, extras)
     for extra in extras:
         declared |= names(PROJECT["optional-dependencies"][extra])
     assert {name: where for name, where in third_parties(folder).items() if name not in declared} == {}
+
+
+def test_one_version():
+    """It stands in musc/__init__.py; what is written for people repeats it."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert PROJECT["dynamic"] == ["version"]
+    assert str(citation["version"]) == musc.__version__
+    assert f"version {musc.__version__}}}" in (ROOT / "book/cite.md").read_text(encoding="utf-8")
+    assert f"## [{musc.__version__}] - {citation['date-released']}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_workflows_try_the_versions_of_python_that_are_supported():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
+    tried = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    low, high = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"]).groups()
+    assert tried == [f"3.{minor}" for minor in range(int(low), int(high))]
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
