@@ -229,8 +229,8 @@ def whole(N: int, side: int, C: int, count: int, rate: float) -> list[dict[str, 
     report("preparing one stage", prepare)
     distances = msm.stage_distances(stages[0], DEGREES)
     report("distances of one stage", lambda: msm.stage_distances(stages[0], DEGREES), 1)
-    report("their interval averages", lambda: [msm.interval_average(distances[:, i]) for i in range(N)])
-    del distances
+    report("their interval averages", lambda: [msm.interval_average(distances[:, i]) for i in range(N)])  # noqa: F821
+    del distances  # which ruff takes to come first
     report("scores, 1 stage", lambda: msm.mutual_scores(stages[:1], DEGREES), 1)
     report(f"scores, {count} stages", lambda: msm.mutual_scores(stages, DEGREES), count)
     for subsets in (2, 3):

@@ -149,6 +149,14 @@ def extract(
     Raises:
         DataError: not one image could be read, or the network gives NaN or infinity for one.
         ConfigError: memory does not hold a single image; where it does not hold a batch, smaller ones are taken.
+
+    Example:
+        >>> from musc.backbones import load_backbone
+        >>> from musc.datasets import load_category
+        >>> tile = load_category("synthetic", name="tile", good=2, defects=1)
+        >>> features = extract(tile.samples, load_backbone("procedural", weights="random", image_size=64), workers=0)
+        >>> len(features), [len(stage) for stage in features.patch_tokens]
+        (3, [3, 3, 3, 3])
     """
     half = half and backbone.device.type == "cuda"
     store = TokenCache(cache, backbone, half)

@@ -36,6 +36,13 @@ class MuSc:
 
     config: every setting; backbone: a network that is loaded already (None: the configuration's, loaded when it is
     first needed); cache: a folder for extracted tokens (None: extract afresh); progress: bars on a terminal.
+
+    Example:
+        >>> from musc.datasets import load_category
+        >>> musc = MuSc(MuScConfig(weights="random", image_size=64, workers=0, device="cpu"))
+        >>> result = musc.run(load_category("synthetic", name="tile", good=2, defects=1))
+        >>> sorted(result.metrics)
+        ['image', 'image_before_rscin', 'pixel_clean', 'pixel_official']
     """
 
     def __init__(
@@ -215,6 +222,16 @@ def score_folder(folder: Path | str, config: MuScConfig | None = None, **setting
 
     folder: images of one product, flat or in the MVTec AD layout of one category. settings: fields of MuScConfig that
     replace those of `config`. Raises what `MuSc.run` raises.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for n in range(3):
+        ...     Image.new("RGB", (64, 64), (0, 0, 50 * n)).save(folder / f"{n}.png")
+        >>> result = score_folder(folder, weights="random", image_size=64, workers=0, device="cpu")
+        >>> result.paths, result.anomaly_maps.shape
+        (('0.png', '1.png', '2.png'), (3, 64, 64))
     """
     config = (config or MuScConfig()).replace(**settings)
     return MuSc(config).run(folder)
