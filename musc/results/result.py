@@ -24,6 +24,7 @@ from musc.errors import ResultError
 from musc.results.thresholds import Threshold, choose
 
 FORMAT = 1
+FILES = ("anomaly_maps.npy", "class_tokens.npy", "scores.csv", "result.json")
 COLUMNS = ("path", "score", "rank", "raw_score", "decision", "label", "defect")
 Metrics = dict[str, dict[str, float]]
 
@@ -102,11 +103,13 @@ class MuScResult:
     def save(self, folder: Path | str) -> Path:
         """Write everything into `folder`, all or nothing: an earlier result there stays whole until this one is.
 
-        Files: result.json, scores.csv, anomaly_maps.npy, class_tokens.npy. Raises ResultError where the disk is full
-        or the folder cannot be written; nothing else is lost then.
+        Files: result.json, scores.csv, anomaly_maps.npy, class_tokens.npy; others that lie there stay. They are written
+        beside `folder` and then take its place in one move. Raises ResultError where the disk is full or the folder
+        cannot be written; nothing else is lost then.
         """
         folder = Path(folder)
-        partial = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        place = folder.resolve()
+        partial = place.parent / f".{place.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         try:
             partial.mkdir(parents=True)
             np.save(partial / "anomaly_maps.npy", self.anomaly_maps)
@@ -114,11 +117,7 @@ class MuScResult:
                 np.save(partial / "class_tokens.npy", self.class_tokens)
             self._write_csv(partial / "scores.csv")
             (partial / "result.json").write_text(json.dumps(self._header(), indent=1) + "\n")
-            folder.mkdir(exist_ok=True)
-            (folder / "result.json").unlink(missing_ok=True)  # what is there is no result until the last rename
-            for name in ("anomaly_maps.npy", "class_tokens.npy", "scores.csv", "result.json"):
-                if (partial / name).exists():
-                    os.replace(partial / name, folder / name)
+            _put_in_place(partial, place)
         except OSError as error:
             raise ResultError(_cannot_write(folder, error)) from error
         finally:
@@ -129,6 +128,8 @@ class MuScResult:
     def load(cls, folder: Path | str) -> MuScResult:
         """Read a result back; the maps stay on disk until they are used. Raises ResultError naming what is wrong."""
         folder = Path(folder)
+        if not folder.exists() and _earlier(folder.resolve()).is_dir():
+            folder = _earlier(folder.resolve())  # a process was killed while it saved
         try:
             header = json.loads((folder / "result.json").read_text())
             if header["format"] != FORMAT:
@@ -200,6 +201,39 @@ class MuScResult:
             writer.writerow(COLUMNS)
             # repr of a float32 is the shortest text that reads back to the same float32
             writer.writerows([str(v) for v in row] for row in zip(*columns, strict=True))
+
+
+def _earlier(folder: Path) -> Path:
+    """Where the earlier result lies while a new one takes its place."""
+    return folder.parent / f".{folder.name}.earlier"
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Rename the complete folder `new` to `folder`, and move there what else the earlier folder held.
+
+    Between two renames the earlier result lies in `_earlier(folder)`, where `load` finds it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    _tidy(folder)
+    if folder.exists():
+        os.replace(folder, _earlier(folder))
+    try:
+        os.replace(new, folder)
+    finally:
+        _tidy(folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Put the earlier result back if no other took its place; else remove it, except for files that are none of its."""
+    earlier = _earlier(folder)
+    if earlier.is_dir() and not folder.exists():
+        os.replace(earlier, folder)
+    elif earlier.is_dir():
+        for path in earlier.iterdir():
+            if path.name not in FILES and not (folder / path.name).exists():
+                os.replace(path, folder / path.name)
+        shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _cannot_write(folder: Path, error: OSError) -> str:
