@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Without a GPU the pair of torch and torchvision is pinned, so that pip never fetches CUDA builds of torch.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 
-.PHONY: book test lint setup browser demo clean
+.PHONY: book test nightly lint setup browser demo clean
 
 book: setup demo
 	$(BIN)/python -m tools.book build
@@ -14,6 +14,9 @@ test: setup lint browser
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 	$(BIN)/python -m tools.notebooks smoke
+
+nightly: setup
+	$(BIN)/python -m pytest -m nightly
 
 lint: setup
 	$(BIN)/ruff check .
