@@ -13,6 +13,9 @@ book: setup demo
 test: setup lint browser
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
+
+# What takes too long for every change: the notebooks with other, small parameters.
+nightly: setup
 	$(BIN)/python -m tools.notebooks smoke
 
 nightly: setup

@@ -1,20 +1,55 @@
-"""The GPU engine on features of a large ViT's size: checked against float64, timed against torch.cdist.
+"""The GPU engine on features of a large ViT's size: checked against float64, timed against the GPU's own matrix rate.
 
-python -m benchmarks.gpu [--images 200] [--stages 4] [--side 37] [--channels 1024] [--precision bfloat16]
+python -m benchmarks.gpu [--images 200] [--stages 4] [--side 37] [--channels 1024] [--tune]
+
+Prints tables; where the environment variable OUT names a folder, gpu.json there holds all numbers. --tune also times
+other tiles (some 3 s each, to compile).
 """
 
 import argparse
+import json
+import os
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from musc import lnamd, msm
 from musc.engines import blocked, gpu
+from musc.engines.pairs import plan_pool
 
-TILES = (gpu.Tile(), gpu.Tile(warps=4), gpu.Tile(stages=3), gpu.Tile(128, 256), gpu.Tile(64, 128, warps=4))
+DEGREES = (1, 3, 5)
+GIB = 1 << 30
+HOPPER = gpu.Tile()
+SMALL = replace(HOPPER, cols=128, stages=3)
+TILES = {
+    "128x256, 8 warps, 4 stages": HOPPER,
+    "  best only": replace(HOPPER, second=False),
+    "  3 stages": replace(HOPPER, stages=3),
+    "  groups of 16": replace(HOPPER, group=16),
+    "  sub-tiles 32 x 32": replace(HOPPER, sub_rows=32),
+    "  addresses": replace(HOPPER, descriptor=False),
+    "  persistent": replace(HOPPER, persistent=True),
+    "  persistent, 3 stages": replace(HOPPER, persistent=True, stages=3),
+    "  persistent, best only": replace(HOPPER, persistent=True, second=False),
+    "256x128, 8 warps, 4 stages": replace(HOPPER, rows=256, cols=128),
+    "128x128, 4 warps, 3 stages": replace(SMALL, warps=4),
+    "128x128, 4 warps, best only": replace(SMALL, warps=4, second=False),
+    "128x128, 8 warps, 128 registers": replace(SMALL, registers=128),
+    "64x256, 4 warps, 2 stages": replace(HOPPER, rows=64, warps=4, stages=2),
+    "128x128, addresses (Ampere)": gpu.TILES[1],
+}
+SECOND = [
+    (8, 4, 128, 4), (16, 4, 128, 4), (8, 1, 128, 4), (8, 2, 128, 4), (8, 8, 128, 4), (8, 4, 256, 4), (4, 4, 256, 2),
+    (8, 4, 128, 2), (16, 4, 256, 8), (32, 4, 128, 8), (4, 4, 128, 2), (4, 4, 256, 4),
+]  # fmt: skip
 
 
-def seconds(work: Callable[[], object], repeats: int = 3) -> float:
+def seconds(work: Callable[[], object], repeats: int = 5) -> float:
     """Median time on the device, after one run that compiles."""
     work()
     times = []
@@ -28,73 +63,252 @@ def seconds(work: Callable[[], object], repeats: int = 3) -> float:
     return sorted(times)[repeats // 2]
 
 
+def wall(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of one run on the host's clock, and peak bytes beyond what stood before it."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start, torch.cuda.max_memory_allocated() - before
+
+
 def matrix_rate(dtype: torch.dtype, n: int = 8192) -> float:
-    """FLOP/s of a large square product: the roofline, measured."""
+    """FLOP/s of a large square product: the ceiling, measured."""
     a, b = (torch.randn(n, n, device="cuda", dtype=dtype) for _ in range(2))
-    return 2 * n**3 / seconds(lambda: a @ b, 10)
+    return 2 * n**3 / seconds(lambda: a @ b, 20)
 
 
-def plain_pairs(x: torch.Tensor, degrees: tuple[int, ...], pairs: list[tuple[int, int]]) -> None:
-    """The plain way: torch.cdist of each ordered pair at each degree."""
-    for degree in degrees:
-        tokens = lnamd.aggregate(x, degree)
-        for i, j in pairs:
-            torch.cdist(tokens[i], tokens[j]).amin(dim=1)
+def random_tokens(N: int, side: int, C: int, seed: int = 0) -> torch.Tensor:
+    """[N, side^2, C]: what all images share, and noise."""
+    g = torch.Generator("cuda").manual_seed(seed)
+    common = torch.randn(1, side * side, C, device="cuda", generator=g)
+    return torch.randn(N, side * side, C, device="cuda", generator=g).mul_(0.7).add_(common)
+
+
+def smooth_tokens(N: int, side: int, C: int, seed: int = 0) -> torch.Tensor:
+    """[N, side^2, C] as `benchmarks.msm` draws them: a smooth map per image and noise of half its size."""
+    g = torch.Generator("cuda").manual_seed(seed)
+    maps = F.interpolate(torch.randn(N, 64, 6, 6, device="cuda", generator=g), (side, side), mode="bicubic")
+    tokens = maps.flatten(2).transpose(1, 2) @ torch.randn(64, C, device="cuda", generator=g) / 8
+    return tokens.add_(torch.randn(N, side * side, C, device="cuda", generator=g), alpha=0.5)
+
+
+def near_ties(N: int, side: int, C: int, apart: float) -> torch.Tensor:
+    """[N, side^2, C]: eight directions, and neighbours that half precision cannot rank."""
+    directions = torch.randn(8, C, device="cuda")
+    tokens = directions[torch.randint(8, (N, side * side), device="cuda")]
+    return tokens + apart * torch.randn_like(tokens) + 0.2 * torch.randn(N, 1, C, device="cuda")
+
+
+def furthest_off(tokens: torch.Tensor, tile: gpu.Tile | None = None) -> float:
+    """The largest difference of a distance from float64's, over all pairs and degrees; infinite where one is NaN."""
+    N, M, _ = tokens.shape
+    side = int(M**0.5)
+    plan, worst = plan_pool(N), 0.0
+    out = torch.full((len(DEGREES), N, N - 1, M), float("nan"), device="cuda")
+    gpu.stage_distances(lambda p: tokens[p], plan, DEGREES, (side, side), None, out, lambda n: None, tile)
+    for d, degree in enumerate(DEGREES):
+        unit = lnamd.aggregate(tokens.double(), degree)
+        for i, p in plan.pairs():
+            found = out[d, i, plan.slot[i, p]], out[d, p, plan.slot[p, i]]
+            for got, expected in zip(found, blocked.nearest(unit[i], unit[p]), strict=True):
+                worst = max(worst, (got - expected).abs().nan_to_num(float("inf")).max().item())
+    return worst
+
+
+def correctness() -> list[dict[str, Any]]:
+    cases = {
+        "random 37x37x1024": random_tokens(4, 37, 1024),
+        "smooth 37x37x1024": smooth_tokens(4, 37, 1024),
+        "near ties 1e-2, 37x37x1024": near_ties(2, 37, 1024, 1e-2),
+        "near ties 1e-4, 16x16x1024": near_ties(3, 16, 1024, 1e-4),
+        "smooth 14x14x192": smooth_tokens(20, 14, 192),
+        "random 32x32x96": random_tokens(5, 32, 96),
+        "random 7x7x1000": random_tokens(12, 7, 1000),
+        "random 50x50x768": random_tokens(3, 50, 768),
+    }
+    rows = [{"tokens": name, "off": furthest_off(tokens)} for name, tokens in cases.items()]
+    twice = cases["smooth 37x37x1024"].clone()
+    twice[3] = twice[0]
+    same = msm.stage_distances(twice, DEGREES)
+    rows.append({"tokens": "an image twice", "off": torch.stack([same[:, 0, 2], same[:, 3, 0]]).max().item()})
+    half = msm.stage_distances(cases["random 32x32x96"], DEGREES, precision="bfloat16")
+    both = half - msm.stage_distances(cases["random 32x32x96"], DEGREES)
+    rows.append({"tokens": "bfloat16 against float32", "off": both.abs().max().item()})
+    for row in rows:
+        print(f"  {row['tokens']:32} {row['off']:.1e}{'' if row['off'] <= 1e-6 else '  WRONG'}")
+    return rows
+
+
+def a_launch(tokens: torch.Tensor, tile: gpu.Tile) -> tuple[gpu.Held, torch.Tensor, gpu.Region]:
+    """16 images held, and the launch of the first 8 against the others."""
+    N, M, _ = tokens.shape
+    side = int(M**0.5)
+    held = gpu.Held(lambda p: tokens[p], N, N, DEGREES, (side, side), tile)
+    held.hold(0, keep=0)
+    wanted = torch.ones(N, N, dtype=torch.uint8, device="cuda")
+    return held, wanted, gpu.Region(range(N // 2), range(N // 2, N), 0, N // 2, pairs=(N // 2) ** 2)
+
+
+def time_tiles(rate: float, everything: bool, stop: float) -> list[dict[str, Any]]:
+    """Both kernels on one launch of 64 pairs at three degrees, by tile."""
+    tokens, rows = smooth_tokens(16, 37, 1024), []
+    default = gpu.default_tile(tokens.device)
+    tiles = TILES if everything else {"the default": default}
+    held, wanted, region = a_launch(tokens, default)
+    M, C = tokens.shape[1:]
+    flop = len(DEGREES) * region.pairs * 2 * M * M * C
+    for name, tile in tiles.items():
+        if time.monotonic() > stop:
+            break
+        try:
+            took = seconds(lambda tile=tile: gpu.largest_cosines(held, wanted, region, tile), 15)  # type: ignore
+        except Exception as error:  # a tile may ask for more shared memory or registers than there are
+            print(f"  {name:32} {type(error).__name__}: {str(error)[:80]}")
+            continue
+        rows.append({"tile": name, "seconds": took, "share": flop / took / rate})
+        print(f"  {name:32} {took * 1e3:.3f} ms, {flop / took / rate:.0%}", flush=True)
+    starts = torch.arange(64, device="cuda").view(8, 8) * M
+    out = torch.empty(len(DEGREES), 128 * M, device="cuda")
+    for tokens_at_once, partners, channels, warps in SECOND if everything else SECOND[:1]:
+        if time.monotonic() > stop:
+            break
+        tile = replace(default, tokens=tokens_at_once, partners=partners, refine_channels=channels, refine_warps=warps)
+        keys = gpu.largest_cosines(held, wanted, region, default)
+        took = seconds(lambda tile=tile, keys=keys: gpu.measure(held, keys, region, out, starts, starts + 64 * M, tile))  # type: ignore
+        name = f"second kernel {tokens_at_once} {partners} {channels} {warps}"
+        rows.append({"tile": name, "seconds": took})
+        print(f"  {name:32} {took * 1e3:.3f} ms", flush=True)
+    return rows
+
+
+def crowded(tokens: torch.Tensor) -> dict[str, float]:
+    """Candidates measured per token, and the share of tokens with a sub-tile that is measured whole; rows, columns."""
+    tile = gpu.default_tile(tokens.device)
+    held, wanted, region = a_launch(tokens, tile)
+    row_best, row_second, col_best, col_second = gpu.largest_cosines(held, wanted, region, tile)
+    A, C = len(region.a), tokens.shape[2]
+    ways = {"row": (row_best, row_second, 0, A), "column": (col_best, col_second, A, 0)}
+    found = {}
+    for way, (best, second, mine, other) in ways.items():
+        shape = (*best.shape[:1], A, best.shape[1] // A, A, -1)  # [D, a, M, b, sub-tiles]
+        error = held.error[:, mine : mine + A][:, :, None, None, None], held.error[:, other : other + A]
+        margin = 2 * (error[0] + error[1][:, None, None, :, None] + gpu.slack(C))
+        best, second = best.view(shape) >> 5, second.view(shape) >> 5
+        least = best.amax(dim=-1, keepdim=True) - (margin * 2**17).int() - 1
+        found[f"{way} candidates"] = (best >= least).sum(dim=-1).float().mean().item()
+        found[f"{way} sub-tiles"] = (second >= least).sum(dim=-1).float().mean().item()
+    return found
+
+
+def whole(N: int, side: int, C: int, count: int, rate: float) -> list[dict[str, Any]]:
+    """`mutual_scores` of N images: one stage in its parts, then `count` stages."""
+    stages = [smooth_tokens(N, side, C, seed) for seed in range(count)]
+    flop = len(DEGREES) * N * (N - 1) / 2 * 2 * side**4 * C
+    msm.mutual_scores([stages[0][:20]], DEGREES, precision="float32")  # compiles
+    rows = []
+
+    def report(name: str, work: Callable[[], object], times: int = 0) -> None:
+        took, peak = wall(work)
+        row = {"what": name, "seconds": took, "peak_gib": peak / GIB}
+        if times:
+            row |= {"tflops": times * flop / took / 1e12, "share": times * flop / took / rate}
+        rows.append(row)
+        rates = f", {row['tflops']:.0f} TFLOP/s, {row['share']:.0%} of the rate" if times else ""
+        print(f"  {name:32} {took:.3f} s{rates}, peak {peak / GIB:.2f} GiB", flush=True)
+
+    tile = gpu.default_tile(stages[0].device)
+    grid = (side, side)
+
+    def prepare() -> None:
+        gpu.Held(lambda p: stages[0][p], N, N, DEGREES, grid, tile).hold(0, keep=0)
+
+    report("preparing one stage", prepare)
+    distances = msm.stage_distances(stages[0], DEGREES)
+    report("distances of one stage", lambda: msm.stage_distances(stages[0], DEGREES), 1)
+    report("their interval averages", lambda: [msm.interval_average(distances[:, i]) for i in range(N)])
+    del distances
+    report("scores, 1 stage", lambda: msm.mutual_scores(stages[:1], DEGREES), 1)
+    report(f"scores, {count} stages", lambda: msm.mutual_scores(stages, DEGREES), count)
+    for subsets in (2, 3):
+        parts = [[s[k::subsets] for s in stages] for k in range(subsets)]
+        report(f"  in {subsets} subsets", lambda parts=parts: [msm.mutual_scores(p, DEGREES) for p in parts])  # type: ignore
+    return rows
+
+
+def any_device(N: int, side: int, C: int) -> list[dict[str, Any]]:
+    """The any-device engine (float32) and this one on N images."""
+    tokens, plan = smooth_tokens(N, side, C), plan_pool(N)
+    out = torch.empty(len(DEGREES), N, N - 1, side * side, device="cuda")
+
+    def write(i: int, slot: int, distances: torch.Tensor) -> None:
+        out[:, i, slot] = distances
+
+    def plain(many: int = N) -> None:
+        some = plan_pool(many)
+        blocked.stage_distances(lambda p: tokens[p], some, DEGREES, (side, side), None, write, lambda n: None)
+
+    plain(2)
+    took, _ = wall(plain)
+    was = out.clone()
+    ours, _ = wall(lambda: gpu.stage_distances(
+        lambda p: tokens[p], plan, DEGREES, (side, side), None, out, lambda n: None
+    ))  # fmt: skip
+    off = (was - out).abs().max().item()
+    print(f"  N = {N}: any-device {took:.2f} s, this {ours:.3f} s, ratio {took / ours:.1f}, apart {off:.1e}")
+    return [{"N": N, "plain_s": took, "ours_s": ours, "apart": off}]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
     for name, value in (("images", 200), ("stages", 4), ("side", 37), ("channels", 1024)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--precision", choices=tuple(gpu.DTYPES), default="bfloat16")
+    parser.add_argument("--tune", action="store_true", help="time other tiles too")
     o = parser.parse_args()
     if not torch.cuda.is_available():
         print("no GPU: not run")
         return
     if not gpu.available(torch.device("cuda")):
-        print(f"{torch.cuda.get_device_name()}: no triton, or no bfloat16 tensor cores: not run")
+        print(f"{torch.cuda.get_device_name()}: the engine cannot run here")
         return
-    N, M, C, degrees = o.images, o.side**2, o.channels, (1, 3, 5)
+    start = time.monotonic()
+    rates = {str(t).split(".")[-1]: matrix_rate(t) for t in (torch.bfloat16, torch.float16)}
+    rate = rates["bfloat16"]
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, N={N} M={M} C={C}, "
-        f"{o.stages} stages, {o.precision}"
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}; products of 8192^3: "
+        + ", ".join(f"{name} {r / 1e12:.0f} TFLOP/s" for name, r in rates.items())
     )
-    common = torch.randn(1, M, C, device="cuda")
-    stages = [common + 0.7 * torch.randn(N, M, C, device="cuda") for _ in range(o.stages)]
+    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "rates": rates}
 
-    few = stages[0][:3]
-    got = msm.stage_distances(few, degrees, precision=o.precision).double()
-    for d, degree in enumerate(degrees):
-        unit = lnamd.aggregate(few.double(), degree)
-        forward, backward = blocked.nearest(unit[0], unit[1])
-        off = torch.stack([got[d, 0, 0] - forward, got[d, 1, 0] - backward])
-        print(f"degree {degree}: against float64 at most {off.abs().max():.1e}, mean {off.abs().mean():.1e}")
-
-    rate = matrix_rate(gpu.DTYPES[o.precision])
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    ours = seconds(lambda: msm.mutual_scores(stages, degrees, precision=o.precision))
-    peak = torch.cuda.max_memory_allocated() - before
-    flop = o.stages * len(degrees) * N * (N - 1) / 2 * 2 * M * M * C
-    print(
-        f"mutual_scores: {ours:.2f} s, {flop / ours / rate:.0%} of {rate / 1e12:.0f} TFLOP/s, "
-        f"peak {peak / 2**30:.1f} GiB"
-    )
-
-    sample = [(i, j) for i in range(min(N, 10)) for j in range(min(N, 10)) if i != j]
-    plain = seconds(lambda: plain_pairs(stages[0][:10], degrees, sample)) / len(sample) * N * (N - 1) * o.stages
-    print(f"the plain way: {plain:.1f} s (from {len(sample)} ordered pairs), ratio {plain / ours:.1f}")
-
-    held = gpu.Held(min(N, 16), few[0], degrees, (o.side, o.side), gpu.DTYPES[o.precision])
-    held.hold(set(range(min(N, 16))), lambda p: stages[0][p])
-    slots = torch.combinations(torch.arange(min(N, 16)))[: gpu.CHUNK].T.contiguous().int().cuda()
-    for tile in TILES:
+    def section(name: str, work: Callable[[], Any]) -> None:
+        print(f"{name} (after {time.monotonic() - start:.0f} s)", flush=True)
         try:
-            one = seconds(lambda tile=tile: gpu.nearest(held, *slots, 4 * gpu.ROUNDOFF[o.precision], tile))  # type: ignore
-        except Exception as error:  # a tile may ask for more shared memory than there is
-            print(f"{tile}: {type(error).__name__}")
-            continue
-        print(f"{tile}: {len(degrees) * slots.shape[1] * 2 * M * M * C / one / rate:.0%} of the roofline, both kernels")
+            found[name] = work()
+        except Exception as error:  # the others are still worth their time
+            print(f"  {type(error).__name__}: {str(error)[:300]}")
+        torch.cuda.empty_cache()
+
+    section("off float64 at most", correctness)
+    section(
+        f"N = {o.images}, {o.side} x {o.side} x {o.channels}, degrees 1, 3, 5",
+        lambda: whole(o.images, o.side, o.channels, o.stages, rate),
+    )
+    section("against the any-device engine", lambda: any_device(40, o.side, o.channels))
+
+    def shares() -> dict[str, dict[str, float]]:
+        parts = {"random": crowded(random_tokens(16, o.side, o.channels)),
+                 "smooth": crowded(smooth_tokens(16, o.side, o.channels))}  # fmt: skip
+        for name, part in parts.items():
+            print(f"  {name}: " + ", ".join(f"{k} {v:.4f}" for k, v in part.items()))
+        return parts
+
+    section("candidates, and sub-tiles measured whole, per token", shares)
+    section("tiles, one launch", lambda: time_tiles(rate, o.tune, start + 200))
+    if out := os.environ.get("OUT"):
+        Path(out, "gpu.json").write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from musc.results import MuScResult, environment
 from musc.results.evaluation import evaluate, read_truth
 from musc.scoring import tiles
 from musc.scoring.maps import anomaly_maps, patch_scores, rescored
+from musc.sources import numerical_version
 
 Rescore = Callable[[Tensor, Tensor | None], tuple[Tensor, list[str]]]
 
@@ -143,6 +144,7 @@ class MuSc:
             keys=features.keys,
             reference_keys=references.keys if references else (),
             cache=str(self.cache.absolute()) if self.cache else "",
+            root=str(category.root.absolute()) if category.root else "",
         )
 
     def features(self, samples: Sequence[Sample]) -> Features:
@@ -185,7 +187,8 @@ class MuSc:
         return rescored(raw_scores, class_tokens, self.config.windows)
 
     def fingerprint(self, category: Category, references: Category | None = None) -> str:
-        """Digest of all that a result depends on: settings, weights, names, labels and contents of the images."""
+        """Digest of all that a result depends on: our code, settings, the kind of device, weights, and the images'
+        names, labels and contents."""
 
         def key(sample: Sample) -> list[Any]:
             sources = [s for s in (sample.image, sample.mask) if s is not None]
@@ -200,7 +203,8 @@ class MuSc:
         settings = self.config.to_dict()
         for name in ("weights", "device", "batch_size", "workers", "block"):  # change no result
             settings.pop(name)
-        what = [settings, self.backbone.weights_id, [key(s) for s in category.samples]]
+        what: list[Any] = [numerical_version(), self.device.type, settings, self.backbone.weights_id]
+        what.append([key(s) for s in category.samples])
         if references is not None:
             what.append([key(s) for s in references.samples])
         return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()

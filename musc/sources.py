@@ -9,8 +9,10 @@ from pathlib import Path
 
 # No number of a result depends on these: how it is shown, and what only asks for it.
 NOT_NUMERICAL = (
-    "cli/", "plugin/", "reproduce/paper/", "reproduce/comparison.py", "reproduce/draw.py", "results/figures.py",
-    "results/tables.py", "results/thresholds.py", "reproduce/registry.py", "__main__.py", "errors.py", "sources.py",
+    "__main__.py", "errors.py", "sources.py", "cli/", "plugin/",
+    "results/figures.py", "results/folders.py", "results/pictures.py", "results/result.py", "results/tables.py",
+    "results/thresholds.py", "reproduce/paper/", "reproduce/comparison.py", "reproduce/draw.py",
+    "reproduce/registry.py",
 )  # fmt: skip
 
 

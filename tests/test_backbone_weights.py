@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 import urllib.error
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -76,6 +78,88 @@ def test_openai_archive(tmp_path):
     assert read["visual.conv1.weight"].dtype == torch.float32
     torch.testing.assert_close(read["visual.conv1.weight"], state["visual.conv1.weight"].half().float())
     assert set(fit(read, spec, torch.nn.Module(), path)) == {"conv1.weight", "transformer.resblocks.0.ln_1.bias"}
+
+
+class Evil(torch.nn.Module):
+    """A program that would overwrite a file while its archive is loaded."""
+
+    def __init__(self, target: str):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2, 3))
+        self.target = target
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, torch.Tensor, bool]:
+        return self.target, self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, torch.Tensor, bool]):
+        self.target = state[0]
+        self.weight = state[1]
+        self.training = state[2]
+        torch.from_file(self.target, True, 8).fill_(88)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_program_in_a_weight_file_is_never_run(tmp_path):
+    mine = tmp_path / "mine.bin"
+    mine.write_bytes(bytes(range(64)))
+    torch.jit.script(Evil(str(mine))).save(str(tmp_path / "evil.pt"))
+    with pytest.raises(WeightsError, match="no named tensors"):
+        read_state_dict(tmp_path / "evil.pt")
+    assert mine.read_bytes() == bytes(range(64))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_an_archive_that_asks_for_python_objects_is_refused(tmp_path):
+    as_program({"weight": torch.ones(2)}).save(str(tmp_path / "good.pt"))
+    with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(tmp_path / "bad.pt", "w") as bad:
+        for item in good.infolist():
+            call = b"cposix\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR."
+            bad.writestr(item.filename, call if item.filename.endswith("/data.pkl") else good.read(item))
+    with pytest.raises(WeightsError, match=r"asks for posix\.system.*safetensors"):
+        read_state_dict(tmp_path / "bad.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_an_archive_that_is_cut_or_changed_gives_our_error_or_its_tensors(tmp_path):
+    as_program({"a.weight": torch.ones(20), "b": torch.arange(5)}).save(str(tmp_path / "good.pt"))
+    good = (tmp_path / "good.pt").read_bytes()
+    rng, path, refused = np.random.default_rng(0), tmp_path / "bad.pt", 0
+    for _ in range(200):
+        data = bytearray(good)
+        for at in rng.integers(len(data), size=4):
+            data[at] = rng.integers(256)
+        path.write_bytes(bytes(data[: rng.integers(len(data))] if rng.random() < 0.3 else data))
+        try:
+            assert all(t.numel() <= 40 for t in read_state_dict(path).values())
+        except WeightsError:
+            refused += 1
+    assert refused > 50
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"teacher": {**{f"backbone.{k}": v for k, v in s.items()}, "head.mlp.0.weight": torch.ones(2)},
+                   "student": {"module.cls_token": torch.zeros(1)}, "epoch": 3},
+        lambda s: {"model_ema": s, "model": {k: v + 1 for k, v in s.items()}},
+        lambda s: {"state_dict": {f"module.backbone.{k}": v for k, v in s.items()}},
+        lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {"model": {f"_orig_mod.model.{k}": v for k, v in s.items()}},
+        lambda s: {"state_dict": {"model": s}},
+    ],
+)  # fmt: skip
+def test_wrapped_checkpoints(wrap, tmp_path):
+    state = {"cls_token": torch.ones(1, 1, 4), "blocks.0.norm1.weight": torch.full((4,), 2.0)}
+    torch.save(wrap(state), tmp_path / "w.pth")
+    read = read_state_dict(tmp_path / "w.pth")
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[key], state[key]) for key in state)
 
 
 def test_half_precision_files_become_float32(trained, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from musc.config import MuScConfig
 from musc.datasets.base import Sample, Skipped
 from musc.errors import ResultError
-from musc.results import MuScResult, figures
+from musc.results import MuScResult, folders, pictures
 
 
 @pytest.fixture
@@ -90,12 +90,13 @@ def failing(monkeypatch):
 
         with monkeypatch.context() as patch:
             for module, names in (
-                (os, ("mkdir", "replace", "rmdir", "unlink")),
+                (os, ("mkdir", "rename", "replace", "rmdir", "unlink")),
                 (io, ("open",)),
                 (builtins, ("open",)),
             ):
                 for name in names:
                     patch.setattr(module, name, counted(name, getattr(module, name)))
+            patch.setattr(folders, "_at_work", set())  # a process that is killed forgets what it was at
             yield calls
 
     return start
@@ -168,13 +169,16 @@ def test_a_damaged_result_says_what_is_wrong(result, tmp_path, damage, message):
 def test_overlays_share_one_scale(result, photos, tmp_path):
     result.paths = tuple(f"{i}.png" for i in range(4))
     samples = [Sample(f"{i}.png", photos / f"{i}.png") for i in range(4)]
-    scale = figures.shared_scale(result)
+    scale = pictures.shared_scale(result)
     assert scale.vmax == pytest.approx(result.raw_image_scores.max())
-    figures.save_overlays(result, samples, tmp_path / "o")
-    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [*(f"{i}.png.png" for i in range(4)), "legend.png"]
+    pictures.save_pictures(result, samples, tmp_path / "o")
+    assert sorted(p.name for p in (tmp_path / "o/overlays").iterdir()) == [
+        *(f"{i}.png.png" for i in range(4)),
+        "legend.png",
+    ]
     # equal values look equal in every picture, whatever else its map holds
     low, high = (np.full((12, 12), v, dtype=np.float32) for v in (scale.vmin, scale.vmax))
-    image = figures.read_image(samples[0].image)
-    plain, hot = np.asarray(figures.overlay(image, low, scale)), np.asarray(figures.overlay(image, high, scale))
+    image = pictures.read_image(samples[0].image)
+    plain, hot = np.asarray(pictures.overlay(image, low, scale)), np.asarray(pictures.overlay(image, high, scale))
     np.testing.assert_allclose(plain, np.asarray(image.convert("L").convert("RGB")), atol=1)
     assert hot.mean() != pytest.approx(plain.mean(), abs=5)

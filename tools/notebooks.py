@@ -28,15 +28,19 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from musc.sources import meaning
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
 RECORD = FOLDER / "execution.json"
 VERSIONS = ("musc", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "timm")
-# Data files that a module reads: whoever imports the module depends on them.
-DATA = {
+# Files that a module reads, or imports only on some machines: whoever imports the module depends on them.
+READS = {
     "musc/backbones/embedded.py": "musc/backbones/*.safetensors",
     "musc/reproduce/paper/__init__.py": "musc/reproduce/paper/*.csv",
+    "musc/engines/__init__.py": "musc/engines/**/*.py",
 }
+GPU = "musc/engines/gpu/"  # not what a machine without one computes with
 ENVIRONMENT = {"TQDM_DISABLE": "1", "PYTHONHASHSEED": "0", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 # Colab opens a notebook without its package; elsewhere this cell does nothing, and the book hides it.
@@ -98,17 +102,25 @@ def as_notebook(script: Path) -> Any:
 
 
 def fingerprint(script: Path, sources: list[str]) -> str:
-    """SHA-256 over the script and over every file of ours that its kernel loaded (paths relative to the root)."""
-    digest = hashlib.sha256()
-    for name in [script.relative_to(ROOT).as_posix(), *sorted(sources)]:
+    """SHA-256 over the script, and over what every file of ours that its kernel loaded means (relative to the root)."""
+    digest = hashlib.sha256(script.read_bytes())
+    for name in sorted(sources):
         path = ROOT / name
-        content = path.read_bytes() if path.is_file() else b"missing"
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+        digest.update(f"{name}\0{meaning(path) if path.is_file() else 'missing'}\0".encode())
     return digest.hexdigest()
 
 
-def stale(script: Path) -> str | None:
-    """Why the executed notebook does not belong to its script and to the present code; None if it does."""
+def libraries() -> dict[str, str | None]:
+    """The versions, major and minor, of the libraries that numbers and figures come from."""
+    return {name: v and ".".join(v.split(".")[:2]) for name in VERSIONS if name != "musc" for v in [_version(name)]}
+
+
+def stale(script: Path, *, elsewhere: bool = False) -> str | None:
+    """Why the executed notebook does not belong to its script and to the present code; None if it does.
+
+    elsewhere: other versions of libraries than it was executed with are no reason. A checkout is in order with any that
+    pyproject.toml allows, and nbval tells whether they give the same outputs.
+    """
     import nbformat
 
     target = script.with_suffix(".ipynb")
@@ -125,6 +137,8 @@ def stale(script: Path) -> str | None:
         return "its script has changed"
     if fingerprint(script, stamp["sources"]) != stamp["fingerprint"]:
         return "code that it uses has changed"
+    if not elsewhere and (other := {k for k, v in libraries().items() if v != stamp["libraries"].get(k)}):
+        return f"executed with another version of {', '.join(sorted(other))}"
     return None
 
 
@@ -174,10 +188,14 @@ def execute(script: Path) -> dict[str, Any]:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = _tidy(result.outputs), result.execution_count
             _refuse(cell)
-    sources = _ours(probe["files"])
+    sources = _ours(probe["files"], gpu=probe["gpu"] is not None)
     if edited := [name for name in sources if (ROOT / name).stat().st_mtime > begun]:
         raise NotebookError(f"{', '.join(edited)} changed while it ran: execute it again.")
-    clean.metadata.musc["execution"] = {"fingerprint": fingerprint(script, sources), "sources": sources}
+    clean.metadata.musc["execution"] = {
+        "fingerprint": fingerprint(script, sources),
+        "libraries": libraries(),
+        "sources": sources,
+    }
     nbformat.validate(clean)
     _write(script.with_suffix(".ipynb"), nbformat.writes(clean) + "\n")
     return {
@@ -211,15 +229,15 @@ def _refuse(cell: Any) -> None:
             raise NotebookError(f"this cell's output names a path of this machine ({ROOT}):\n{cell.source}")
 
 
-def _ours(files: list[str]) -> list[str]:
-    """Loaded files that lie in the repository, and the data files that they read; relative to the root, sorted."""
+def _ours(files: list[str], *, gpu: bool) -> list[str]:
+    """Loaded files that lie in the repository, and the files that those read; relative to the root, sorted."""
     below = {Path(f).resolve() for f in files}
     mine = {p.relative_to(ROOT).as_posix() for p in below if p.suffix == ".py" and p.is_relative_to(ROOT)}
     mine = {name for name in mine if not name.startswith(".")}  # .venv
-    for module, pattern in DATA.items():
+    for module, pattern in READS.items():
         if module in mine:
             mine |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)}
-    return sorted(mine)
+    return sorted(name for name in mine if gpu or not name.startswith(GPU))
 
 
 def _write(path: Path, text: str) -> None:
@@ -252,7 +270,7 @@ def _record(name: str, entry: dict[str, Any]) -> None:
 
 
 def command_check(chosen: list[Path]) -> int:
-    reasons = {path.stem: reason for path in chosen if (reason := stale(path))}
+    reasons = {path.stem: reason for path in chosen if (reason := stale(path, elsewhere=True))}
     for name, reason in reasons.items():
         print(f"notebooks/{name}: {reason}. Run: python -m tools.notebooks execute {name}")
     if not reasons:

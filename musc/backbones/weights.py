@@ -20,9 +20,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from musc.backbones.registry import BackboneSpec
+from musc.backbones.torchscript import is_torchscript, read_torchscript
 from musc.errors import WeightsError
 
 HUB_TIMEOUT = 10  # seconds without an answer
+# What is wrapped around a network's named tensors: of a teacher and its student the teacher is meant, of averaged
+# weights and the last ones the average.
+WRAPPERS = ("teacher", "model_ema", "state_dict_ema", "state_dict", "model", "network", "backbone", "module")
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "teacher.", "encoder.")
+HEADS = ("head", "fc.", "classifier.", "projector.", "dino_head.", "ibot_head.")
 
 
 def locate(spec: BackboneSpec, weights: str | Path | None) -> tuple[Path, str]:
@@ -93,9 +99,10 @@ def digest(path: Path) -> str:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The named tensors in a file, in float32, whatever its suffix: safetensors, torch, or a TorchScript archive.
 
-    torch files are read with weights_only=True, so no code in them is run. OpenAI publishes CLIP as TorchScript:
-    its parameters are taken, its program is not. A dictionary inside "state_dict" or "model" and the prefix "module."
-    are unwrapped. Raises WeightsError where the file is empty, damaged, something else, or holds NaN or infinity.
+    No code in a file is ever run: torch files are read with weights_only=True, and of a TorchScript archive (OpenAI
+    publishes CLIP so) the parameters are taken and the program is not. What training frameworks wrap around a network,
+    dictionaries (WRAPPERS) and prefixes of every name (PREFIXES), is taken off. Raises WeightsError where the file is
+    empty, damaged, something else, or holds NaN or infinity.
     """
     try:
         loaded = _read(path)
@@ -108,17 +115,32 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # every reader has its own ways to fail on bytes that make no sense
         raise WeightsError(f"{path}: damaged or incomplete ({_first_line(error)}). Fetch it again.") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
+    while isinstance(loaded, Mapping) and (inner := next((w for w in WRAPPERS if _holds(loaded, w)), None)):
+        loaded = loaded[inner]
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path}: holds a {type(loaded).__name__}, not named tensors.")
-    state = {str(key).removeprefix("module."): t.detach() for key, t in loaded.items() if isinstance(t, Tensor)}
+    state = _unprefixed({str(key): t.detach() for key, t in loaded.items() if isinstance(t, Tensor)})
     if not state:
         raise WeightsError(f"{path}: holds no named tensors.")
     state = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
     check_finite(state, path)
     return state
+
+
+def _holds(loaded: Mapping, wrapper: str) -> bool:
+    return isinstance(loaded.get(wrapper), Mapping)
+
+
+def _unprefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` without the PREFIXES that all of its names have but those of heads, which stay behind."""
+    while True:
+        for prefix in PREFIXES:
+            inside = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
+            if inside and all(key.startswith((prefix, *HEADS)) for key in state):
+                state = inside
+                break
+        else:
+            return state
 
 
 def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
@@ -141,9 +163,9 @@ def _read(path: Path) -> Any:
         return load_file(path)
     if head.startswith(b"PK"):
         with zipfile.ZipFile(path) as archive:
-            is_program = any(name.endswith("/constants.pkl") for name in archive.namelist())
-        if is_program:
-            return torch.jit.load(path, map_location="cpu").state_dict()
+            program = is_torchscript(archive)
+        if program:
+            return read_torchscript(path)
     elif not head.startswith((b"\x80", b"\x8a")):
         raise WeightsError(f"{path}: neither safetensors nor a torch file (it begins {head[:16]!r}).")
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -216,12 +216,13 @@ def evaluate(args: argparse.Namespace) -> int:
 def _results(args: argparse.Namespace, *, needs_labels: bool) -> Any:
     """(category, its result or None where it failed, its folder), one after the other; finished ones are reused."""
     from musc.pipeline import MuSc
+    from musc.results import result_folder
 
     categories = _categories(args)
     pipelines: dict[tuple[float, ...], MuSc] = {}
     cache = None if args.no_cache else args.cache or args.out / ".cache"
     for category in categories:
-        folder = args.out / category.dataset / category.name
+        folder = result_folder(args.out, category.dataset, category.name, category.root)
         try:
             if needs_labels and category.samples and not category.labeled:
                 raise ConfigError(f"{category.name} has images without labels: use `musc run`, or another --layout.")
@@ -263,10 +264,10 @@ def _one(
     args: argparse.Namespace, musc: MuSc, category: Category, references: Category | None, folder: Path
 ) -> MuScResult:
     from musc.results import MuScResult, thresholds
-    from musc.results.figures import overview, save_masks, save_overlays
+    from musc.results.pictures import save_pictures
 
     thresholds.check(args.threshold, [sample.label for sample in category.samples])  # before the work, not after it
-    result, again = None, False
+    result = None
     if not args.force and (folder / "result.json").exists():
         try:
             found = MuScResult.load(folder)
@@ -276,19 +277,15 @@ def _one(
         except ResultError as error:
             print(f"musc: {error}", file=sys.stderr)
     if result is None:
-        result, again = musc.run(category, references), True
+        result = musc.run(category, references)
         result.decide(args.threshold)
         result.save(folder)
-        if not args.no_overlays:
-            overview(result, category.samples).savefig(folder / "overview.png", dpi=110)
     else:
         before = result.threshold
-        again = result.decide(args.threshold) != before  # the scores stay, the decisions change
-        if again:
+        if result.decide(args.threshold) != before:  # the scores stay, the decisions change
             result.save(folder)
     if not args.no_overlays:
-        save_overlays(result, category.samples, folder / "overlays", again=again)
-        save_masks(result, category.samples, folder / "masks", again=again)
+        save_pictures(result, category.samples, folder)
     return result
 
 

@@ -32,8 +32,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def score(args: argparse.Namespace) -> int:
     """`musc score`: score, save, and name every new image with its decision."""
     from musc.datasets import as_category, load_category
-    from musc.results import MuScResult
-    from musc.results.figures import save_masks, save_overlays
+    from musc.results import MuScResult, result_folder
+    from musc.results.pictures import save_pictures
     from musc.stream import score_against
 
     earlier = MuScResult.load(args.against)
@@ -44,11 +44,10 @@ def score(args: argparse.Namespace) -> int:
         print(f"skipped: {skipped.reason}", file=sys.stderr)
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
-    folder = args.out / result.dataset / result.category
+    folder = result_folder(args.out, result.dataset, result.category, result.root)
     result.save(folder)
     if not args.no_overlays:
-        save_overlays(result, category.samples, folder / "overlays")
-        save_masks(result, category.samples, folder / "masks")
+        save_pictures(result, category.samples, folder)
     said = {None: "", 0: "normal", 1: "anomalous"}
     decisions = [None] * len(result) if result.decisions is None else result.decisions.tolist()
     for i in (-result.raw_image_scores).argsort(kind="stable"):

@@ -50,8 +50,8 @@ def compare(
             from musc.engines import cpu
 
             cpu.stage_distances(*arguments, precision=precision)
-        elif precision != "float32" and not exact and gpu.available(first.device):
-            gpu.stage_distances(image, plan, tuple(degrees), (rows, cols), block, out, bar.update, precision)
+        elif not exact and gpu.available(first.device):
+            gpu.stage_distances(image, plan, tuple(degrees), (rows, cols), block, out, bar.update)
         else:
             blocked.stage_distances(*arguments)
 

@@ -48,7 +48,7 @@ def stage_distances(
 
     held: dict[int, list[Tensor]] = {}
     for group in plan.blocks(block or 8):
-        needed = set(sum(group, ()))
+        needed = {p for pair in group for p in pair}
         held = {p: held[p] if p in held else aggregated(p) for p in needed}
         for i, p in group:
             found = [nearest(a, b) for a, b in zip(held[i], held[p], strict=True)]
