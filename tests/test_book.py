@@ -384,7 +384,8 @@ def test_docstrings_show_as_written():
 
 def test_build_does_nothing_when_nothing_changed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(book, "ROOT", tmp_path)
-    calls = []
+    calls, written = [], []
+    monkeypatch.setattr(book.interactive, "write", lambda: written.append("data.js"))
 
     def pretend(tree: Path, *options: str) -> int:
         calls.append(options)
@@ -401,4 +402,5 @@ def test_build_does_nothing_when_nothing_changed(tmp_path, monkeypatch, capsys):
     assert book.build(execute=False) == 0
     assert len(calls) == 2
     assert "-W" in calls[0]
+    assert len(written) == 3  # it looks by itself whether its sources changed
     capsys.readouterr()

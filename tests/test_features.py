@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import shutil
+import threading
+import time
 
 import pytest
 import safetensors.torch
@@ -98,19 +100,23 @@ def _store(cache):
 
 
 def test_two_processes_share_a_cache(tiny_backbone, tmp_path):
+    """Another process and a thread of this one write the same entry while it is read here."""
     cache = TokenCache(tmp_path, tiny_backbone, half=False)
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_store, args=(cache,)) for _ in range(2)]
-    for writer in writers:
-        writer.start()
-    seen = 0
-    while any(writer.is_alive() for writer in writers):
-        tokens = cache.get("key")
-        if tokens is not None:
-            assert len(tokens["stage0"].unique()) == 1  # never half of one and half of the other
-            seen += 1
-    assert [writer.exitcode for writer in writers] == [0, 0]
-    assert seen > 0
+    other = multiprocessing.get_context("spawn").Process(target=_store, args=(cache,))
+    _store(cache)
+    other.start()
+    while other.is_alive() and cache.get("key")["stage0"][0, 0] == 299:  # it takes a while to start
+        time.sleep(0.01)
+    thread = threading.Thread(target=_store, args=(cache,))
+    thread.start()
+    seen = set()
+    while other.is_alive() or thread.is_alive():
+        values = cache.get("key")["stage0"].unique()
+        assert len(values) == 1  # never half of one and half of the other
+        seen.add(values.item())
+    thread.join()
+    assert other.exitcode == 0
+    assert len(seen) > 1
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["key.safetensors"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
@@ -80,6 +81,8 @@ def replacing(folder: Path, ours: Collection[str]) -> Iterator[Path]:
     Whatever happens in between, also an end of the process, `folder` holds the old content or the new one, or `recover`
     finds one of them beside it. Of the old folder all that is not named in `ours` is carried over. Raises OSError.
     """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     recover(folder, ours)
     mark = f"{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     _at_work.add(mark)
