@@ -209,7 +209,6 @@ def test_a_reader_that_goes_away_within_a_run_is_no_failed_category(data_set, tm
         raise BrokenPipeError
 
     monkeypatch.setattr(MuSc, "run", gone)
-    monkeypatch.setattr(cli, "_silence", lambda: None)
     assert cli.main(["run", str(data_set), *TINY, "--out", str(tmp_path / "out")]) == 141
     assert done == ["cup"]
 
@@ -410,6 +409,7 @@ def test_interrupt_keeps_what_is_finished(musc, data_set, tmp_path, monkeypatch,
         (("run", "{photos}", "--cache", "{photos}/0.png/x"), "--cache {photos}/0.png/x: {photos}/0.png is no folder"),
         (("evaluate", "{photos}"), "without labels"),
         (("run",), "name a folder"),
+        (("score", "no.png", "--against", "no/such"), "no.png: there is no such image or folder; check the path."),
         (("score", "{photos}", "--against", "no/such"), "--against no/such: there is no result; name the folder"),
         (("score", "{photos}", "--against", "x", "--cache", "no/such"), "--cache no/such: there is no such folder"),
         (("score", "{photos}", "--against", "x", "--out", "{photos}/0.png"), "--out {photos}/0.png: "),
@@ -431,6 +431,13 @@ def test_mistakes_get_one_clear_line_before_any_image_is_read(musc, pictures, tm
     assert said == ""
     assert sorted(pictures.rglob("*")) == before
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_cannot_be_loaded_is_said_once(musc, data_set, tmp_path):
+    """Not once for each category."""
+    code, _, err = musc("run", data_set, *TINY, "--weights", "no.safetensors", "--out", tmp_path / "out")
+    assert code == 1
+    assert err.count("no.safetensors: the file") == 1
 
 
 def test_errors_of_the_system_name_the_file_and_the_remedy():

@@ -68,16 +68,14 @@ class Batch:
 
     @cached_property
     def musc(self) -> MuSc:
-        """The pipeline with its network loaded; windows that nobody gave are the paper's on the data set."""
+        """The pipeline; windows that nobody gave are the paper's on the data set."""
         from musc.fewshot import plus
         from musc.pipeline import MuSc
 
         config = self.config
         if self.args.windows is None:
             config = config.replace(windows=PAPER_WINDOWS.get(self.categories[0].dataset, config.windows))
-        musc = MuSc(plus(config) if self.args.plus else config, cache=self.cache, progress=True)
-        _ = musc.backbone  # a network that cannot be loaded fails every category: say so once
-        return musc
+        return MuSc(plus(config) if self.args.plus else config, cache=self.cache, progress=True)
 
     def folder(self, category: Category) -> Path:
         """Where the result of a category is."""
@@ -90,8 +88,9 @@ class Batch:
     def results(self, *, needs_labels: bool) -> Iterator[tuple[Category, MuScResult | None]]:
         """Each category with its result, or with None where it failed: that is reported, and the others are done.
 
-        Of a single category the error is raised.
+        The error of a single category is raised, and so is that of a network that cannot be loaded.
         """
+        _ = self.musc.backbone
         for category in self.categories:
             try:
                 if needs_labels and category.samples and not category.labeled:

@@ -22,7 +22,12 @@ _REMEDIES = {
 
 
 def explain(error: Exception) -> str:
-    """What went wrong, with which file, and what to do about it, in one line."""
+    """What went wrong, with which file, and what to do about it, in one line.
+
+    Example:
+        >>> explain(FileNotFoundError(2, "No such file or directory", "a.npy"))
+        'a.npy: No such file or directory: check the path.'
+    """
     text = str(error)
     if isinstance(error, MuscError):
         return text

@@ -46,6 +46,8 @@ def score(args: argparse.Namespace) -> int:
     check_folder(args.out, "--out")
     if args.cache is not None and not args.cache.is_dir():
         raise ConfigError(f"--cache {args.cache}: there is no such folder; name the one that holds the tokens.")
+    if not args.images.exists():
+        raise ConfigError(f"{args.images}: there is no such image or folder; check the path.")
     place = find_result(args.against)
     earlier = MuScResult.load(place)
     if args.weights is not None:

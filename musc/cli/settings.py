@@ -58,7 +58,12 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def as_text(value: Any) -> str:
-    """A value as one would type it: (0.0, 0.3) is 0,0.3."""
+    """A value as one would type it.
+
+    Example:
+        >>> as_text((0.0, 0.3))
+        '0,0.3'
+    """
     if isinstance(value, tuple):
         return ",".join(map(as_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
