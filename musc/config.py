@@ -66,8 +66,9 @@ class MuScConfig:
         "mean", help="of the distances in the interval; min and max are Tab. 4", choices=REDUCTIONS
     )
     windows: tuple[float, ...] = _setting(
-        (2, 3), help="k of RsCIN, counting the image itself; inf for all images, empty for no RsCIN", metavar="K,.."
-    )
+        (2, 3), help="k of RsCIN, counting the image itself; the paper has 8,9 on VisA; inf for all images, empty for "
+        "no RsCIN", metavar="K,..",
+    )  # fmt: skip
     references: int | None = _setting(
         None, help="score against so many randomly drawn images; 0: against given reference images alone",
         metavar="R", least=0, unset="all images",

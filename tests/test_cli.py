@@ -518,6 +518,16 @@ def test_a_data_root_means_the_profile_paper(monkeypatch, data_set, tmp_path, wo
     }  # fmt: skip
 
 
+def test_reproduce_says_what_a_mean_is_over(musc, data_set, tmp_path, monkeypatch, loaded):
+    """Also where the tables are finished already, whose own notes are not printed again."""
+    monkeypatch.setattr(reproduce, "make_all", lambda lab, out, names: {"table_1": out})
+    (data_set / "mug").rename(data_set / "bottle")
+    words = ("--data-root", data_set, "--category", "bottle", "--device", "cpu", "--out", tmp_path / "out")
+    code, out, _ = musc("reproduce", "table_1", *words)
+    assert code == 0
+    assert "note: mvtec_ad: 1 of 15 categories; a mean is over what is measured here\n" in out
+
+
 def test_the_words_for_data_are_read_without_looking_at_files():
     parse = parser().parse_args
     assert data.source_of(parse(["run", "synthetic"])) == ("synthetic", None)

@@ -78,7 +78,7 @@ def reproduce(args: argparse.Namespace) -> int:
     print(lab.describe())
     for dataset in lab.roots:
         if covered := lab.coverage(dataset):
-            print(f"note: of {dataset} {covered}: every mean is over these alone")
+            print(f"note: {dataset}: {covered}; a mean is over what is measured here")
     made = r.make_all(lab, args.out, names)
     missing = [name for name, path in made.items() if path is None]
     print(f"{len(made) - len(missing)} of {len(made)} made; the pictures lie beside the tables")
