@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -151,7 +152,7 @@ class MuSc:
             keys=features.keys,
             reference_keys=references.keys if references else (),
             cache=str(self.cache.absolute()) if self.cache else "",
-            root=str(category.root.absolute()) if category.root else "",
+            root=os.path.abspath(category.root) if category.root else "",
         )
 
     def features(self, samples: Sequence[Sample]) -> Features:

@@ -58,9 +58,9 @@ def test_what_stands_beside_the_package_declares_what_it_imports(folder, extras)
 
 
 def test_one_version():
-    """It stands in musc/__init__.py; what is written for people repeats it."""
+    """It stands in pyproject.toml; what is written for people repeats it."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert PROJECT["dynamic"] == ["version"]
+    assert PROJECT["version"] == musc.__version__
     assert str(citation["version"]) == musc.__version__
     assert f"version {musc.__version__}}}" in (ROOT / "book/cite.md").read_text(encoding="utf-8")
     assert f"## [{musc.__version__}] - {citation['date-released']}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
