@@ -14,7 +14,7 @@ from musc.engines.pairs import plan_pool
 from musc.errors import ConfigError
 
 GRID = (5, 4)  # 20 patches and 24 channels: no multiples of the tile
-SMALL = gpu.Tile(32, 32, 32, descriptor=False, tokens=32, partners=2)
+SMALL = gpu.Tile(32, 32, 32, descriptor=False, resident=0, tokens=32, partners=8)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_distances_equal_float64_brute_force(N, R):
     "tile",
     [
         SMALL,
-        gpu.Tile(64, 32, 32, sub_rows=32, tokens=4, partners=1),
+        gpu.Tile(64, 32, 32, descriptor=False, resident=0, sub_rows=32, tokens=8, partners=1),
         replace(SMALL, cols=128, group=1, descriptor=True),
     ],
 )
