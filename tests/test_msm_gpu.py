@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,7 +128,7 @@ def test_tile_maxima_compile_for(monkeypatch, capability, kib, dense):
     kernel, registers, stack = compiled(
         kernels.tile_maxima, types, constants, capability, num_warps=tile.warps, num_stages=tile.stages
     )
-    assert tile.bytes <= kernel.metadata.shared <= tile.bytes + 1024  # what default_tile leaves
+    assert replace(tile, resident=0).bytes <= kernel.metadata.shared <= tile.bytes + 1024  # what default_tile leaves
     assert kernel.metadata.shared < kib * 1024
     assert registers * 32 * tile.warps <= 65536
     assert stack == 0
