@@ -3,7 +3,7 @@
 One product per degree, unlike the CPU engine's one Gram matrix for all: on tensor cores products are the cheap part,
 and fused with its maxima nothing of size M^2 leaves the registers.
 
-Two kernels per launch. `tile_maxima` multiplies some images with some others as one large matrix and keeps, of every
+Three kernels (kernels.py). `aggregate` prepares images. Then, launch by launch, `tile_maxima` multiplies some images with some others as one large matrix and keeps, of every
 row and of every column, the two largest cosines in each sub-tile of 32 or 16. `nearest_distances` then measures in
 float32, as || a - b ||, each token that may be the nearest.
 
@@ -58,7 +58,7 @@ def available(device: torch.device, grid: tuple[int, int], C: int, degrees: tupl
         return False
     M = grid[0] * grid[1]
     try:
-        image = torch.linspace(-1, 1, M * C, device=device).view(M, C)
+        image = torch.randn(M, C, device=device, generator=torch.Generator(device).manual_seed(0))
         for N in (2, 3):  # all pairs of a launch are wanted, and some are
             out = torch.empty(len(degrees), N, N - 1, M, device=device)
             stage_distances(lambda p: image, plan_pool(N), degrees, grid, N, out, lambda n: None)
@@ -68,7 +68,8 @@ def available(device: torch.device, grid: tuple[int, int], C: int, degrees: tupl
         raise
     except Exception as error:  # of many kinds: no C compiler, no driver library, a GPU newer than triton
         warnings.warn(
-            f"GPU: triton cannot compile here ({error!s:.300}): taking slower products of torch.", stacklevel=2
+            f"GPU: triton's kernels cannot compile here, or not run ({error!s:.300}): taking slower products of torch.",
+            stacklevel=2,
         )
         return False
     return True

@@ -1,4 +1,4 @@
-"""The GPU engine's two kernels, in Triton. Imported by `gpu` where triton is installed, never by `import musc`.
+"""The GPU engine's three kernels, in Triton. Imported by `gpu` where triton is installed, never by `import musc`.
 
 `TRITON_INTERPRET=1`, set before triton is imported, runs them on CPU tensors: so they are tested.
 
