@@ -150,18 +150,18 @@ def time_launch(name: str, tokens: torch.Tensor, tile: Tile, rate: float, which:
     held, wanted, region = a_launch(tokens, tile)
     starts = torch.arange((N // 2) ** 2, device="cuda").view(N // 2, -1) * M
     out = torch.empty(len(DEGREES), 2 * starts.numel() * M, device="cuda")
-    keys = gpu.largest_cosines(held, wanted, region, tile)
+    try:
+        keys = gpu.largest_cosines(held, wanted, region, tile)
+    except Exception as error:  # a tile may ask for more shared memory or registers than there are
+        print(f"  {name:32} {type(error).__name__}: {str(error)[:80]}")
+        return []
     work = {
         "tile_maxima": lambda: gpu.largest_cosines(held, wanted, region, tile),
         "nearest_distances": lambda: gpu.measure(held, keys, region, out, starts, starts + starts.numel() * M, tile),
     }
     rows = []
     for kernel in work if which == "both" else [which]:
-        try:
-            took = seconds(work[kernel], 15)
-        except Exception as error:  # a tile may ask for more shared memory or registers than there are
-            print(f"  {name:32} {type(error).__name__}: {str(error)[:80]}")
-            continue
+        took = seconds(work[kernel], 15)
         rows.append({"kernel": kernel, "tile": name, "seconds": took, "share": flop / took / rate})
         share = f", {flop / took / rate:.0%} of the rate" if kernel == "tile_maxima" else ""
         print(f"  {name:32} {kernel:18} {took * 1e3:.3f} ms{share}", flush=True)

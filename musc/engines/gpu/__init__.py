@@ -3,9 +3,9 @@
 One product per degree, unlike the CPU engine's one Gram matrix for all: on tensor cores products are the cheap part,
 and fused with its maxima nothing of size M^2 leaves the registers.
 
-Three kernels (kernels.py). `aggregate` prepares images. Then, launch by launch, `tile_maxima` multiplies some images with some others as one large matrix and keeps, of every
-row and of every column, the two largest cosines in each sub-tile of 32 or 16. `nearest_distances` then measures in
-float32, as || a - b ||, each token that may be the nearest.
+Three kernels. `aggregate` prepares images. Then, launch by launch, `tile_maxima` multiplies some images with some
+others as one large matrix and keeps, of every row and of every column, the two largest cosines in each sub-tile of 32
+or 16; and `nearest_distances` measures in float32, as || a - b ||, each token that may be the nearest.
 
 The distances are those of float32, whatever the rounding of the products. Let a, b be unit tokens as float32 holds
 them, a' and b' in half precision, e_a = || a - a' || and e_b = || b - b' || (measured, not bounded). Then
