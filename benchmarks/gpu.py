@@ -27,15 +27,14 @@ from musc.engines.pairs import plan_pool
 
 DEGREES = (1, 3, 5)
 HOPPER = Tile()
-SMALL = replace(HOPPER, cols=128, warps=4, stages=3)
+WIDE = replace(HOPPER, cols=256, warps=8, stages=4)
 TILES = {
     "a program per tile": replace(HOPPER, resident=0),
-    "128x128, 4 warps, two resident": replace(SMALL, resident=2),
-    "128x128, 4 warps, one per tile": replace(SMALL, resident=0),
+    "128x256, 8 warps, one resident": replace(WIDE, resident=1),
     "128x128, addresses (Ampere)": tiles.TILES[1],
 }
 # of `nearest_distances`: images at a time, channels at a time, warps
-NEAREST = [(2, 1024, 2), (4, 1024, 1), (4, 1024, 2), (1, 1024, 1), (8, 1024, 4), (4, 1024, 4), (2, 512, 1)]
+NEAREST = [(1, 1024, 2), (1, 512, 1), (2, 1024, 1), (2, 1024, 2), (2, 512, 1), (4, 1024, 1)]
 
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:

@@ -17,18 +17,18 @@ class Tile:
     """Rows, columns and channels of a tile of cosines, its sub-tiles, and how it is run; then the other kernels'."""
 
     rows: int = 128
-    cols: int = 256
+    cols: int = 128
     channels: int = 64
-    warps: int = 8
-    stages: int = 4
+    warps: int = 4
+    stages: int = 3
     sub_rows: int = 16
     sub_cols: int = 32
     group: int = 8  # rows of tiles that run one after the other down the columns
     descriptor: bool = True  # operands by Hopper's tensor memory access, not by addresses
-    resident: int = 1  # programs per multiprocessor, that take tile after tile; 0: a program per tile
+    resident: int = 2  # programs per multiprocessor, that take tile after tile; 0: a program per tile
     # `nearest_distances`, and `aggregate`: tokens of a program, images that they are compared with
     tokens: int = 1
-    partners: int = 2
+    partners: int = 1
     refine_channels: int = 1024
     refine_warps: int = 1
 
@@ -42,11 +42,12 @@ class Tile:
         return stages * 2 * (self.rows + self.cols) * self.channels + (1024 * self.warps if self.resident else 0)
 
 
-# the first that fits is taken; the last fits every GPU of compute capability 8.0 and up
+# The first that fits is taken: Hopper's, that of Ampere, Ada and small Blackwells (98,304 bytes), and one that fits
+# every GPU of compute capability 8.0 and up.
 TILES = (
     Tile(),
-    Tile(128, 128, 64, descriptor=False, resident=0),  # 98,304 bytes: Ampere, Ada, and Blackwell's small ones
-    Tile(128, 128, 32, stages=3, descriptor=False, resident=0),
+    Tile(128, 128, 64, warps=8, stages=4, descriptor=False, resident=0),
+    Tile(128, 128, 32, warps=8, descriptor=False, resident=0),
 )
 
 
