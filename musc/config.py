@@ -14,6 +14,7 @@ from typing import Any
 from musc.errors import ConfigError
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+BACKBONE_PRECISIONS = ("float32", "float16")
 REDUCTIONS = ("mean", "min", "max")
 MASK_PROTOCOLS = ("clean", "official")
 TILE_POOLS = ("position", "all")
@@ -74,7 +75,14 @@ class MuScConfig:
         metavar="R", least=0, unset="all images",
     )  # fmt: skip
     subsets: int = _setting(1, help="score in so many parts (Tab. 6, 7 and 13)", metavar="S", least=1)
-    precision: str = _setting("float32", help="of the products in MSM", choices=PRECISIONS)
+    precision: str = _setting(
+        "float32", help="of the distances in MSM: float32 is exact, the others may be off by 1e-3 where that is faster",
+        choices=PRECISIONS,
+    )  # fmt: skip
+    backbone_precision: str = _setting(
+        "float32", help="float16 runs the network under autocast on a GPU, as the released code does",
+        choices=BACKBONE_PRECISIONS,
+    )  # fmt: skip
     mask_protocol: str = _setting(
         "clean", help="which of the two kinds of resized masks heads the table (both are measured)",
         choices=MASK_PROTOCOLS,

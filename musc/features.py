@@ -195,7 +195,7 @@ def stored(keys: Sequence[str], names: Sequence[str], backbone: Backbone, cache:
 
     Raises DataError where some are not in `cache`: for another backbone or size, cleared, or never kept.
     """
-    store = TokenCache(cache, backbone, half and backbone.device.type == "cuda")
+    store = TokenCache(cache, backbone, half)
     rows, missing = _Rows(len(keys), backbone), []
     for index, (key, name) in enumerate(zip(keys, names, strict=True)):
         if (tokens := store.get(key)) is None:

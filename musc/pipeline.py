@@ -164,7 +164,7 @@ class MuSc:
             cache=self.cache,
             batch_size=c.batch_size,
             workers=c.workers,
-            half=c.precision != "float32",
+            half=c.backbone_precision == "float16",
             progress=self.progress,
         )
 

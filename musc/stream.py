@@ -297,7 +297,7 @@ def score_against(
             f"the result was made with the weights {earlier.weights}, and here {config.backbone} has "
             f"{musc.backbone.weights_id}: use the same weights, or run the earlier images again."
         )
-    pool = stored(keys, names, musc.backbone, place, config.precision != "float32")
+    pool = stored(keys, names, musc.backbone, place, config.backbone_precision == "float16")
     category = as_category(images)
     if not category.samples:
         raise DataError(category.skipped[0].reason if category.skipped else f"{category.name} holds no images.")
