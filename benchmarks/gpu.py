@@ -289,12 +289,33 @@ def any_device(N: int, side: int, C: int) -> list[dict[str, Any]]:
     return [{"N": N, "plain_s": took, "ours_s": ours, "apart": off}]
 
 
+def write_table(measured: Path) -> Path:
+    """The times of whole runs in a file that an earlier run wrote, as the CSV table of the performance page beside it."""
+    found = json.loads(measured.read_text(encoding="utf-8"))
+    lines = ["what,seconds,ms per image,share of the matrix rate in %,peak MiB"]
+    for section, rows in found.items():
+        if section.startswith(("N = ", "one stage's scores")):
+            for row in rows:
+                share = f"{100 * row['share']:.0f}" if row.get("share") else ""
+                numbers = f"{row['seconds']:.3f},{row['ms_per_image']:.2f},{share},{row['peak_mib']:.0f}"
+                lines.append(f'"{row["what"].strip()}",{numbers}')
+    table = measured.with_suffix(".csv")
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
     for name, value in (("images", 200), ("stages", 4), ("side", 37), ("channels", 1024)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--tune", action="store_true", help="time other tiles too")
+    parser.add_argument(
+        "--table", type=Path, metavar="JSON", help="only make the page's table of an earlier run's file"
+    )
     o = parser.parse_args()
+    if o.table:
+        print(write_table(o.table))
+        return
     if not torch.cuda.is_available():
         print("no GPU: not run")
         return
