@@ -290,7 +290,7 @@ def any_device(N: int, side: int, C: int) -> list[dict[str, Any]]:
 
 
 def write_table(measured: Path) -> Path:
-    """The times of whole runs in a file that an earlier run wrote, as the CSV table of the performance page beside it."""
+    """The times of whole runs in an earlier run's file, as the CSV table of the performance page beside it."""
     found = json.loads(measured.read_text(encoding="utf-8"))
     lines = ["what,seconds,ms per image,share of the matrix rate in %,peak MiB"]
     for section, rows in found.items():
@@ -310,7 +310,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--tune", action="store_true", help="time other tiles too")
     parser.add_argument(
-        "--table", type=Path, metavar="JSON", help="only make the page's table of an earlier run's file"
+        "--table", type=Path, metavar="JSON", help="only make the page's table of that file"
     )
     o = parser.parse_args()
     if o.table:
