@@ -14,12 +14,10 @@ test: setup lint browser
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 
-# What takes too long for every change: the notebooks with other, small parameters.
-nightly: setup
-	$(BIN)/python -m tools.notebooks smoke
-
+# What takes too long for every change: tests that repeat a daily one on more, the notebooks with small parameters.
 nightly: setup
 	$(BIN)/python -m pytest -m nightly
+	$(BIN)/python -m tools.notebooks smoke
 
 lint: setup
 	$(BIN)/ruff check .
