@@ -20,33 +20,22 @@ import torch.nn.functional as F
 
 from musc import lnamd, msm
 from musc.engines import blocked, gpu
+from musc.engines.gpu import tiles
+from musc.engines.gpu.tiles import Tile
+from musc.engines.gpu.tokens import Held
 from musc.engines.pairs import plan_pool
 
 DEGREES = (1, 3, 5)
-GIB = 1 << 30
-HOPPER = gpu.Tile()
-SMALL = replace(HOPPER, cols=128, stages=3)
+HOPPER = Tile()
+SMALL = replace(HOPPER, cols=128, warps=4, stages=3)
 TILES = {
-    "128x256, 8 warps, 4 stages": HOPPER,
-    "  best only": replace(HOPPER, second=False),
-    "  3 stages": replace(HOPPER, stages=3),
-    "  groups of 16": replace(HOPPER, group=16),
-    "  sub-tiles 32 x 32": replace(HOPPER, sub_rows=32),
-    "  addresses": replace(HOPPER, descriptor=False),
-    "  persistent": replace(HOPPER, persistent=True),
-    "  persistent, 3 stages": replace(HOPPER, persistent=True, stages=3),
-    "  persistent, best only": replace(HOPPER, persistent=True, second=False),
-    "256x128, 8 warps, 4 stages": replace(HOPPER, rows=256, cols=128),
-    "128x128, 4 warps, 3 stages": replace(SMALL, warps=4),
-    "128x128, 4 warps, best only": replace(SMALL, warps=4, second=False),
-    "128x128, 8 warps, 128 registers": replace(SMALL, registers=128),
-    "64x256, 4 warps, 2 stages": replace(HOPPER, rows=64, warps=4, stages=2),
-    "128x128, addresses (Ampere)": gpu.TILES[1],
+    "a program per tile": replace(HOPPER, resident=0),
+    "128x128, 4 warps, two resident": replace(SMALL, resident=2),
+    "128x128, 4 warps, one per tile": replace(SMALL, resident=0),
+    "128x128, addresses (Ampere)": tiles.TILES[1],
 }
-SECOND = [
-    (8, 4, 128, 4), (16, 4, 128, 4), (8, 1, 128, 4), (8, 2, 128, 4), (8, 8, 128, 4), (8, 4, 256, 4), (4, 4, 256, 2),
-    (8, 4, 128, 2), (16, 4, 256, 8), (32, 4, 128, 8), (4, 4, 128, 2), (4, 4, 256, 4),
-]  # fmt: skip
+# of `nearest_distances`: images at a time, channels at a time, warps
+NEAREST = [(2, 1024, 2), (4, 1024, 1), (4, 1024, 2), (1, 1024, 1), (8, 1024, 4), (4, 1024, 4), (2, 512, 1)]
 
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:
@@ -63,16 +52,17 @@ def seconds(work: Callable[[], object], repeats: int = 5) -> float:
     return sorted(times)[repeats // 2]
 
 
-def wall(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of one run on the host's clock, and peak bytes beyond what stood before it."""
+def wall(work: Callable[[], object]) -> tuple[float, float, float]:
+    """Seconds of one run, those after which the host was free, and peak bytes beyond what stood before it."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     start = time.perf_counter()
     work()
+    host = time.perf_counter() - start
     torch.cuda.synchronize()
-    return time.perf_counter() - start, torch.cuda.max_memory_allocated() - before
+    return time.perf_counter() - start, host, torch.cuda.max_memory_allocated() - before
 
 
 def matrix_rate(dtype: torch.dtype, n: int = 8192) -> float:
@@ -103,7 +93,7 @@ def near_ties(N: int, side: int, C: int, apart: float) -> torch.Tensor:
     return tokens + apart * torch.randn_like(tokens) + 0.2 * torch.randn(N, 1, C, device="cuda")
 
 
-def furthest_off(tokens: torch.Tensor, tile: gpu.Tile | None = None) -> float:
+def furthest_off(tokens: torch.Tensor, tile: Tile | None = None) -> float:
     """The largest difference of a distance from float64's, over all pairs and degrees; infinite where one is NaN."""
     N, M, _ = tokens.shape
     side = int(M**0.5)
@@ -143,51 +133,64 @@ def correctness() -> list[dict[str, Any]]:
     return rows
 
 
-def a_launch(tokens: torch.Tensor, tile: gpu.Tile) -> tuple[gpu.Held, torch.Tensor, gpu.Region]:
-    """16 images held, and the launch of the first 8 against the others."""
+def a_launch(tokens: torch.Tensor, tile: Tile) -> tuple[Held, torch.Tensor, gpu.Region]:
+    """Images held, and the launch of the first half against the others."""
     N, M, _ = tokens.shape
     side = int(M**0.5)
-    held = gpu.Held(lambda p: tokens[p], N, N, DEGREES, (side, side), tile)
+    held = Held(lambda p: tokens[p], N, N, DEGREES, (side, side), tile)
     held.hold(0, keep=0)
     wanted = torch.ones(N, N, dtype=torch.uint8, device="cuda")
     return held, wanted, gpu.Region(range(N // 2), range(N // 2, N), 0, N // 2, pairs=(N // 2) ** 2)
 
 
-def time_tiles(rate: float, everything: bool, stop: float) -> list[dict[str, Any]]:
-    """Both kernels on one launch of 64 pairs at three degrees, by tile."""
-    tokens, rows = smooth_tokens(16, 37, 1024), []
-    default = gpu.default_tile(tokens.device)
-    tiles = TILES if everything else {"the default": default}
-    held, wanted, region = a_launch(tokens, default)
-    M, C = tokens.shape[1:]
-    flop = len(DEGREES) * region.pairs * 2 * M * M * C
-    for name, tile in tiles.items():
-        if time.monotonic() > stop:
-            break
-        try:
-            took = seconds(lambda tile=tile: gpu.largest_cosines(held, wanted, region, tile), 15)  # type: ignore
-        except Exception as error:  # a tile may ask for more shared memory or registers than there are
-            print(f"  {name:32} {type(error).__name__}: {str(error)[:80]}")
-            continue
-        rows.append({"tile": name, "seconds": took, "share": flop / took / rate})
-        print(f"  {name:32} {took * 1e3:.3f} ms, {flop / took / rate:.0%}", flush=True)
-    starts = torch.arange(64, device="cuda").view(8, 8) * M
-    out = torch.empty(len(DEGREES), 128 * M, device="cuda")
-    for tokens_at_once, partners, channels, warps in SECOND if everything else SECOND[:1]:
-        if time.monotonic() > stop:
-            break
-        tile = replace(default, tokens=tokens_at_once, partners=partners, refine_channels=channels, refine_warps=warps)
-        keys = gpu.largest_cosines(held, wanted, region, default)
-        took = seconds(lambda tile=tile, keys=keys: gpu.measure(held, keys, region, out, starts, starts + 64 * M, tile))  # type: ignore
-        name = f"second kernel {tokens_at_once} {partners} {channels} {warps}"
-        rows.append({"tile": name, "seconds": took})
-        print(f"  {name:32} {took * 1e3:.3f} ms", flush=True)
+def time_launch(name: str, tokens: torch.Tensor, tile: Tile, rate: float, which: str = "both") -> list[dict[str, Any]]:
+    """Both kernels on one launch at three degrees: milliseconds, and the share of the rate."""
+    N, M, C = tokens.shape
+    flop = len(DEGREES) * (N // 2) ** 2 * 2 * M * M * C
+    held, wanted, region = a_launch(tokens, tile)
+    starts = torch.arange((N // 2) ** 2, device="cuda").view(N // 2, -1) * M
+    out = torch.empty(len(DEGREES), 2 * starts.numel() * M, device="cuda")
+    try:
+        keys = gpu.largest_cosines(held, wanted, region, tile)
+    except Exception as error:  # a tile may ask for more shared memory or registers than there are
+        print(f"  {name:32} {type(error).__name__}: {str(error)[:80]}")
+        return []
+    work = {
+        "tile_maxima": lambda: gpu.largest_cosines(held, wanted, region, tile),
+        "nearest_distances": lambda: gpu.measure(held, keys, region, out, starts, starts + starts.numel() * M, tile),
+    }
+    rows = []
+    for kernel in work if which == "both" else [which]:
+        took = seconds(work[kernel], 15)
+        rows.append({"kernel": kernel, "tile": name, "seconds": took, "share": flop / took / rate})
+        share = f", {flop / took / rate:.0%} of the rate" if kernel == "tile_maxima" else ""
+        print(f"  {name:32} {kernel:18} {took * 1e3:.3f} ms{share}", flush=True)
+    return rows
+
+
+def time_tiles(rate: float, side: int, C: int, everything: bool, stop: float) -> list[dict[str, Any]]:
+    """One launch of 64 pairs by the default tile; of others, and of more pairs, where everything is asked for."""
+    tokens = smooth_tokens(16, side, C)
+    default = tiles.default_tile(tokens.device)
+    rows = time_launch("default, 8 x 8 images", tokens, default, rate)
+    rows += time_launch("  independent random tokens", random_tokens(16, side, C), default, rate)
+    if not everything:
+        return rows
+    for partners, channels, warps in NEAREST:
+        if time.monotonic() < stop:
+            tile = replace(default, partners=partners, refine_channels=channels, refine_warps=warps)
+            rows += time_launch(f"  {partners} {channels} {warps}", tokens, tile, rate, "nearest_distances")
+    for name, tile in TILES.items():
+        if time.monotonic() < stop:
+            rows += time_launch("  " + name, tokens, tile, rate, "tile_maxima")
+    for images in (4, 12, 16):
+        rows += time_launch(f"  {images} x {images} images", smooth_tokens(2 * images, side, C), default, rate)
     return rows
 
 
 def crowded(tokens: torch.Tensor) -> dict[str, float]:
     """Candidates measured per token, and the share of tokens with a sub-tile that is measured whole; rows, columns."""
-    tile = gpu.default_tile(tokens.device)
+    tile = tiles.default_tile(tokens.device)
     held, wanted, region = a_launch(tokens, tile)
     row_best, row_second, col_best, col_second = gpu.largest_cosines(held, wanted, region, tile)
     A, C = len(region.a), tokens.shape[2]
@@ -204,38 +207,63 @@ def crowded(tokens: torch.Tensor) -> dict[str, float]:
     return found
 
 
+def flops(N: int, M: int, C: int) -> float:
+    """Of every pair's products, each pair once, at three degrees."""
+    return len(DEGREES) * N * (N - 1) * M * M * C
+
+
+def report(name: str, work: Callable[[], object], flop: float, rate: float, images: int) -> dict[str, Any]:
+    """One run: seconds, share of the rate, milliseconds per image, and memory beyond the features."""
+    took, host, peak = wall(work)
+    print(
+        f"  {name:32} {took:.3f} s (host {host:.3f} s)"
+        + (f", {flop / took / 1e12:.0f} TFLOP/s, {flop / took / rate:.0%} of the rate" if flop else "")
+        + f", {1e3 * took / images:.2f} ms per image, peak {peak / 2**20:.0f} MiB",
+        flush=True,
+    )
+    row = {"what": name, "seconds": took, "host": host, "ms_per_image": 1e3 * took / images, "peak_mib": peak / 2**20}
+    return row | ({"share": flop / took / rate} if flop else {})
+
+
 def whole(N: int, side: int, C: int, count: int, rate: float) -> list[dict[str, Any]]:
-    """`mutual_scores` of N images: one stage in its parts, then `count` stages."""
+    """`mutual_scores` of N images: one stage in its parts, then `count` stages, then in subsets (Tables 6 and 13)."""
     stages = [smooth_tokens(N, side, C, seed) for seed in range(count)]
-    flop = len(DEGREES) * N * (N - 1) / 2 * 2 * side**4 * C
-    msm.mutual_scores([stages[0][:20]], DEGREES, precision="float32")  # compiles
-    rows = []
-
-    def report(name: str, work: Callable[[], object], times: int = 0) -> None:
-        took, peak = wall(work)
-        row = {"what": name, "seconds": took, "peak_gib": peak / GIB}
-        if times:
-            row |= {"tflops": times * flop / took / 1e12, "share": times * flop / took / rate}
-        rows.append(row)
-        rates = f", {row['tflops']:.0f} TFLOP/s, {row['share']:.0%} of the rate" if times else ""
-        print(f"  {name:32} {took:.3f} s{rates}, peak {peak / GIB:.2f} GiB", flush=True)
-
-    tile = gpu.default_tile(stages[0].device)
-    grid = (side, side)
+    flop = flops(N, side * side, C)
+    msm.mutual_scores([stages[0][:20]], DEGREES)  # compiles
+    tile, grid = tiles.default_tile(stages[0].device), (side, side)
 
     def prepare() -> None:
-        gpu.Held(lambda p: stages[0][p], N, N, DEGREES, grid, tile).hold(0, keep=0)
+        Held(lambda p: stages[0][p], N, N, DEGREES, grid, tile).hold(0, keep=0)
 
-    report("preparing one stage", prepare)
-    distances = msm.stage_distances(stages[0], DEGREES)
-    report("distances of one stage", lambda: msm.stage_distances(stages[0], DEGREES), 1)
-    report("their interval averages", lambda: [msm.interval_average(distances[:, i]) for i in range(N)])
-    del distances
-    report("scores, 1 stage", lambda: msm.mutual_scores(stages[:1], DEGREES), 1)
-    report(f"scores, {count} stages", lambda: msm.mutual_scores(stages, DEGREES), count)
-    for subsets in (2, 3):
-        parts = [[s[k::subsets] for s in stages] for k in range(subsets)]
-        report(f"  in {subsets} subsets", lambda parts=parts: [msm.mutual_scores(p, DEGREES) for p in parts])  # type: ignore
+    prepare()
+    rows = [report("preparing one stage", prepare, 0, rate, N)]
+    rows.append(report("distances of one stage", lambda: msm.stage_distances(stages[0], DEGREES), flop, rate, N))
+    rows.append(report("scores, 1 stage", lambda: msm.mutual_scores(stages[:1], DEGREES), flop, rate, N))
+    for subsets in (1, 2, 3):
+        parts = [[s[k::subsets].contiguous() for s in stages] for k in range(subsets)]
+        work = count * sum(flops(len(p[0]), side * side, C) for p in parts)
+        name = f"scores, {count} stages, s = {subsets}"
+        rows.append(report(name, lambda p=parts: [msm.mutual_scores(x, DEGREES) for x in p], work, rate, N))  # type: ignore
+        del parts
+    return rows
+
+
+def scaling(side: int, C: int, rate: float) -> list[dict[str, Any]]:
+    """One stage's scores by the number of images."""
+    rows = []
+    for N, s, channels in [
+        (50, side, C),
+        (100, side, C),
+        (200, side, C),
+        (400, side, C),
+        (1000, 16, 384),
+        (2000, 16, 384),
+    ]:
+        tokens = smooth_tokens(N, s, channels)
+        msm.mutual_scores([tokens[:20]], DEGREES)  # compiles
+        work = flops(N, s * s, channels)
+        name = f"N = {N}, {s} x {s} x {channels}"
+        rows.append(report(name, lambda t=tokens: msm.mutual_scores([t], DEGREES), work, rate, N))  # type: ignore
     return rows
 
 
@@ -252,9 +280,9 @@ def any_device(N: int, side: int, C: int) -> list[dict[str, Any]]:
         blocked.stage_distances(lambda p: tokens[p], some, DEGREES, (side, side), None, write, lambda n: None)
 
     plain(2)
-    took, _ = wall(plain)
+    took, _, _ = wall(plain)
     was = out.clone()
-    ours, _ = wall(lambda: gpu.stage_distances(
+    ours, _, _ = wall(lambda: gpu.stage_distances(
         lambda p: tokens[p], plan, DEGREES, (side, side), None, out, lambda n: None
     ))  # fmt: skip
     off = (was - out).abs().max().item()
@@ -271,7 +299,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("no GPU: not run")
         return
-    if not gpu.available(torch.device("cuda")):
+    if not gpu.available(torch.device("cuda"), (o.side, o.side), o.channels, DEGREES):
         print(f"{torch.cuda.get_device_name()}: the engine cannot run here")
         return
     start = time.monotonic()
@@ -296,6 +324,7 @@ def main() -> None:
         f"N = {o.images}, {o.side} x {o.side} x {o.channels}, degrees 1, 3, 5",
         lambda: whole(o.images, o.side, o.channels, o.stages, rate),
     )
+    section("one stage's scores by the number of images", lambda: scaling(o.side, o.channels, rate))
     section("against the any-device engine", lambda: any_device(40, o.side, o.channels))
 
     def shares() -> dict[str, dict[str, float]]:
@@ -306,7 +335,7 @@ def main() -> None:
         return parts
 
     section("candidates, and sub-tiles measured whole, per token", shares)
-    section("tiles, one launch", lambda: time_tiles(rate, o.tune, start + 200))
+    section("one launch", lambda: time_tiles(rate, o.side, o.channels, o.tune, start + 130))
     if out := os.environ.get("OUT"):
         Path(out, "gpu.json").write_text(json.dumps(found, indent=1))
 

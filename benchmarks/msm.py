@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.metrics import _peak, _resident
+from benchmarks.metrics import peak_memory, resident_memory
 from musc import lnamd, msm
 
 DEGREES = (1, 3, 5)
@@ -191,12 +191,12 @@ def _child(N: int, side: int, C: int, stages: int) -> None:
     for width in (32, 256):  # compiles, and loads what products of either kind need
         msm.mutual_scores([draw_tokens(2, 12, width)], DEGREES)
     features = [draw_tokens(N, side, C, seed) for seed in range(stages)]
-    before, peak_before = _resident(), _peak()
+    before, peak_before = resident_memory(), peak_memory()
     start = time.perf_counter()
     msm.mutual_scores(features, DEGREES)
     seconds = time.perf_counter() - start
     # where drawing the features took more than scoring them, the peak is not scoring's
-    peak = max(_peak() - before, 0) if _peak() > peak_before else 0
+    peak = max(peak_memory() - before, 0) if peak_memory() > peak_before else 0
     print(json.dumps({"peak": peak, "features": sum(f.nbytes for f in features), "seconds": seconds}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,13 @@ class MuSc:
 
     config: every setting; backbone: a network that is loaded already (None: the configuration's, loaded when it is
     first needed); cache: a folder for extracted tokens (None: extract afresh); progress: bars on a terminal.
+
+    Example:
+        >>> from musc.datasets import load_category
+        >>> musc = MuSc(MuScConfig(weights="random", image_size=64, workers=0, device="cpu"))
+        >>> result = musc.run(load_category("synthetic", name="tile", good=2, defects=1))
+        >>> sorted(result.metrics)
+        ['image', 'image_before_rscin', 'pixel_clean', 'pixel_official']
     """
 
     def __init__(
@@ -144,7 +152,7 @@ class MuSc:
             keys=features.keys,
             reference_keys=references.keys if references else (),
             cache=str(self.cache.absolute()) if self.cache else "",
-            root=str(category.root.absolute()) if category.root else "",
+            root=os.path.abspath(category.root) if category.root else "",
         )
 
     def features(self, samples: Sequence[Sample]) -> Features:
@@ -215,6 +223,16 @@ def score_folder(folder: Path | str, config: MuScConfig | None = None, **setting
 
     folder: images of one product, flat or in the MVTec AD layout of one category. settings: fields of MuScConfig that
     replace those of `config`. Raises what `MuSc.run` raises.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for n in range(3):
+        ...     Image.new("RGB", (64, 64), (0, 0, 50 * n)).save(folder / f"{n}.png")
+        >>> result = score_folder(folder, weights="random", image_size=64, workers=0, device="cpu")
+        >>> result.paths, result.anomaly_maps.shape
+        (('0.png', '1.png', '2.png'), (3, 64, 64))
     """
     config = (config or MuScConfig()).replace(**settings)
     return MuSc(config).run(folder)

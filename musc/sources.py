@@ -15,9 +15,11 @@ NOT_NUMERICAL = (
     "reproduce/registry.py",
 )  # fmt: skip
 
+HELP = ("help", "unset", "metavar")  # what is said of a setting (see `config`)
+
 
 def meaning(path: Path) -> str:
-    """Digest of a Python file without comments, docstrings and layout; of another file, of its bytes.
+    """Digest of a Python file without comments, docstrings, help texts and layout; of another file, of its bytes.
 
     Example:
         >>> import tempfile
@@ -31,6 +33,8 @@ def meaning(path: Path) -> str:
     if path.suffix == ".py":
         tree = ast.parse(content)
         for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                node.keywords = [k for k in node.keywords if k.arg not in HELP]
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 first = node.body[0] if node.body else None
                 if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):

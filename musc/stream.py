@@ -185,6 +185,14 @@ class Stream:
 
     Args:
         musc: the pipeline. capacity, keep: see `MutualPool`. references: normal images that score from the start.
+
+    Example:
+        >>> from musc.datasets import load_category
+        >>> musc = MuSc(MuScConfig(weights="random", image_size=64, workers=0, device="cpu"))
+        >>> stream = Stream(musc, capacity=2)
+        >>> scored = [stream.push(image) for image in load_category("synthetic", name="tile", good=2, defects=1)]
+        >>> scored[0].anomaly_map is None, len(stream.result())  # nothing could score the first
+        (True, 2)
     """
 
     def __init__(

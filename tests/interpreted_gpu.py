@@ -1,6 +1,7 @@
 """The GPU engine's kernels in Triton's interpreter, on CPU tensors: run in a process of its own by test_msm_gpu.py."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import plain
@@ -10,21 +11,30 @@ from triton.runtime import interpreter
 
 from musc import lnamd
 from musc.engines import gpu
+from musc.engines.gpu.tokens import Held
 from musc.engines.pairs import plan_pool
 from musc.errors import ConfigError
 
 GRID = (5, 4)  # 20 patches and 24 channels: no multiples of the tile
-SMALL = gpu.Tile(32, 32, 32, descriptor=False, tokens=32, partners=2)
+SMALL = gpu.Tile(32, 32, 32, descriptor=False, resident=0, tokens=64, partners=8)
+PATCHED: set[str] = set()
 
 
 @pytest.fixture(autouse=True)
 def _quick_interpreter(monkeypatch):
-    """Triton's interpreter reduces element by element, and reads scalars in a way that numpy 2.4 refuses."""
+    """Triton's interpreter reduces element by element, patches its language anew for every function that a kernel
+    calls, and reads scalars in a way that numpy 2.4 refuses. A GPU of two multiprocessors stands for the CPU."""
     patch = interpreter._patch_lang_tensor
 
     def readable(tensor, scope):
         patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    def call(self, *arguments, **options):
+        if self.fn.__module__ not in PATCHED:
+            PATCHED.add(self.fn.__module__)
+            interpreter._patch_lang(self.fn)
+        return self.rewrite()(*arguments, **options)
 
     def reduce(self, tensors):
         def part(i):
@@ -37,6 +47,9 @@ def _quick_interpreter(monkeypatch):
 
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", readable)
     monkeypatch.setattr(interpreter.ReduceOps, "generic_reduce", reduce)
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
+    properties = SimpleNamespace(multi_processor_count=2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
 
 def tokens(N, seed=0, grid=GRID, C=24):
@@ -60,7 +73,7 @@ def exact(x, degree, grid=GRID):
     return plain.distances(plain.aggregate(x, degree, grid))
 
 
-@pytest.mark.parametrize(("N", "R"), [(2, 0), (5, 0), (1, 2), (3, 2)])
+@pytest.mark.parametrize(("N", "R"), [(4, 0), (1, 2), (2, 2)])
 def test_distances_equal_float64_brute_force(N, R):
     x, references = tokens(N), tokens(R, seed=5)
     got = run(x, references=references if R else None)
@@ -76,12 +89,13 @@ def test_distances_equal_float64_brute_force(N, R):
     "tile",
     [
         SMALL,
-        gpu.Tile(64, 32, 32, sub_rows=32, tokens=4, partners=1),
-        replace(SMALL, cols=128, group=1, descriptor=True),
+        gpu.Tile(64, 32, 32, descriptor=False, resident=0, sub_rows=32, tokens=32, partners=1),
+        replace(SMALL, cols=128, group=1, descriptor=True, resident=1, partners=2),
     ],
 )
 def test_shapes_and_tiles(grid, C, tile):
-    """Tiles that hold several images, that lie across images, and that are parts of one; by descriptors too."""
+    """Tiles that hold several images, that lie across images, and that are parts of one; by descriptors, and by
+    programs that take several."""
     x = tokens(3, grid=grid, C=C)
     np.testing.assert_allclose(run(x, (3,), grid=grid, tile=tile)[0], exact(x, 3, grid), atol=1e-6)
 
@@ -148,8 +162,29 @@ def test_tokens_that_are_no_numbers_score_none(bad):
     assert got[[0, 2], [1, 0]].isfinite().all()
 
 
+@pytest.mark.parametrize(("grid", "degree", "C"), [((5, 4), 1, 24), ((3, 11), 3, 40), ((1, 2), 5, 7)])
+def test_aggregation_equals_float64(grid, degree, C):
+    """Also in half precision, in its order of tokens, and what that rounding does to any cosine."""
+    x = tokens(2, grid=grid, C=C)
+    x[1] *= 1e-3  # so that LayerNorm's eps counts
+    x[1, :, 0] += 1.0
+    expected = plain.aggregate(x, degree, grid)
+    held = Held(lambda p: x[p], 2, 2, (degree,), grid, SMALL)
+    held.hold(0, keep=0)
+    np.testing.assert_allclose(held.exact[0], expected, atol=3e-7)
+    np.testing.assert_allclose(held.exact[0], lnamd.aggregate(x, degree, grid=grid), atol=3e-7)
+    M = grid[0] * grid[1]
+    blocks = -(-M // 32)
+    order = [min(i % 32 * blocks + i // 32, M - 1) for i in range(32 * blocks)]
+    assert torch.equal(held.half[0, :, :, :C], held.exact[0][:, order].half())
+    assert (held.half[..., C:] == 0).all()
+    rounding = (held.exact[0].double() - held.exact[0].half().double()).norm(dim=-1).amax(dim=1)
+    assert (held.error[0] >= rounding).all()
+    assert (held.error[0] <= 1.02 * rounding + 1e-6).all()
+
+
 def test_block_size_changes_nothing():
-    x = tokens(5, grid=(2, 3))
+    x = tokens(4, grid=(2, 3))
     whole = run(x, (1,), grid=(2, 3))
     assert torch.equal(run(x, (1,), grid=(2, 3), block=1), whole)
     assert torch.equal(run(x, (1,), grid=(2, 3), block=2), whole)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,10 @@ from test_msm import GRID, tokens
 
 from musc import msm
 from musc.engines import gpu
+from musc.engines.gpu import tiles
 
 CUDA = torch.device("cuda", 0)
+SIZES = (GRID, 16, (1, 3))  # of the images: grid, channels, degrees
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
@@ -48,13 +51,13 @@ def cuda(monkeypatch, capability=(9, 0), kib=227):
 def test_the_engine_needs_triton_and_a_recent_gpu(monkeypatch, device, installed, capability):
     cuda(monkeypatch, capability)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
-    assert gpu.available(torch.device(device)) is False
+    assert gpu.available(torch.device(device), *SIZES) is False
 
 
 def test_rocm_takes_plain_products(monkeypatch):
     cuda(monkeypatch)
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert gpu.available(CUDA) is False
+    assert gpu.available(CUDA, *SIZES) is False
 
 
 def test_where_triton_cannot_compile_one_warning_says_so(monkeypatch):
@@ -62,16 +65,16 @@ def test_where_triton_cannot_compile_one_warning_says_so(monkeypatch):
     cuda(monkeypatch)
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.warns(UserWarning, match="cannot compile here"):
-        assert gpu.available(CUDA) is False
-    assert gpu.available(CUDA) is False  # and once only
+    with pytest.warns(UserWarning, match="cannot compile here, or not run"):
+        assert gpu.available(CUDA, *SIZES) is False
+    assert gpu.available(CUDA, *SIZES) is False  # and once only
     gpu.available.cache_clear()
 
 
 def test_without_the_engine_any_device_takes_plain_products():
     """Here the "device" is the CPU at float64, which no other engine serves; precision then changes nothing."""
     x = tokens(3).double()
-    assert not gpu.available(x.device)
+    assert not gpu.available(x.device, *SIZES)
     assert torch.equal(msm.stage_distances(x, grid=GRID, precision="bfloat16"), msm.stage_distances(x, grid=GRID))
 
 
@@ -120,13 +123,12 @@ def test_tile_maxima_compile_for(monkeypatch, capability, kib, dense):
         types["half_b"] = f"tensordesc<fp16[{tile.cols},{tile.channels}]>"
     constants = {
         "BM": tile.rows, "BN": tile.cols, "BK": tile.channels, "SUB_ROWS": tile.sub_rows, "SUB_COLS": tile.sub_cols,
-        "GROUP": tile.group, "DESCRIPTOR": tile.descriptor, "PERSISTENT": tile.persistent, "DENSE": dense,
-        "SECOND": tile.second,
+        "GROUP": tile.group, "DESCRIPTOR": tile.descriptor, "PERSISTENT": tile.resident > 0, "DENSE": dense,
     }  # fmt: skip
     kernel, registers, stack = compiled(
         kernels.tile_maxima, types, constants, capability, num_warps=tile.warps, num_stages=tile.stages
     )
-    assert tile.bytes <= kernel.metadata.shared <= tile.bytes + 1024
+    assert replace(tile, resident=0).bytes <= kernel.metadata.shared <= tile.bytes + 1024  # what default_tile leaves
     assert kernel.metadata.shared < kib * 1024
     assert registers * 32 * tile.warps <= 65536
     assert stack == 0
@@ -138,15 +140,29 @@ def test_tile_maxima_compile_for(monkeypatch, capability, kib, dense):
 def test_nearest_distances_compile_for(capability):
     from musc.engines.gpu import kernels
 
-    tile = gpu.TILES[0]
+    tile = gpu.Tile()
     types = dict.fromkeys(("exact", "error", "out"), "*fp32") | {"slack": "fp32", "starts": "*i64"}
     types |= dict.fromkeys(("best", "second"), "*i32")
-    constants = {"ROWS": tile.tokens, "SUB": 16, "SUBS": 128, "BC": tile.refine_channels, "PARTNERS": tile.partners}
+    constants = {"C": 1024, "TOKENS": tile.tokens, "PARTNERS": tile.partners, "SUB": 16, "SUBS": 128}
+    constants["BC"] = tile.refine_channels
     kernel, registers, stack = compiled(
         kernels.nearest_distances, types, constants, capability, num_warps=tile.refine_warps
     )
-    assert registers <= 128  # four programs, at least, per multiprocessor: one's loads hide another's
+    assert registers <= 128  # sixteen programs, at least, per multiprocessor: one's loads hide another's
     assert stack <= 32  # of bytes that ptxas trades for one more program per multiprocessor
+    assert "ld.global.v4" in kernel.asm["ptx"] or ".v4.b32" in kernel.asm["ptx"]
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+def test_aggregate_compiles_for(capability):
+    from musc.engines.gpu import kernels
+
+    types = dict.fromkeys(("tokens", "mean", "scale", "exact", "error"), "*fp32") | {"half": "*fp16"}
+    constants = {"R": 5, "TOKENS": 1, "BC": 1024}
+    kernel, registers, stack = compiled(kernels.aggregate, types, constants, capability)
+    assert registers <= 128
+    assert stack == 0
     assert "ld.global.v4" in kernel.asm["ptx"] or ".v4.b32" in kernel.asm["ptx"]
 
 
@@ -169,8 +185,8 @@ def test_block_from_free_memory(monkeypatch, free_gib, expected):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
-    tile = gpu.TILES[0]
-    block = gpu.automatic_block(CUDA, 200, 3, 1369, 1024, tile)
+    tile = gpu.Tile()
+    block = tiles.automatic_block(CUDA, 200, 3, 1369, 1024, tile)
     assert block == expected
-    image, launch = gpu.bytes_needed(3, 1369, 1024, tile, gpu.chunk_images(1369))
+    image, launch = tiles.bytes_needed(3, 1369, 1024, tile, tiles.chunk_images(1369))
     assert block == 1 or 2 * block * image + launch < free

@@ -50,7 +50,7 @@ def compare(
             from musc.engines import cpu
 
             cpu.stage_distances(*arguments, precision=precision)
-        elif not exact and gpu.available(first.device):
+        elif not exact and gpu.available(first.device, (rows, cols), first.shape[1], tuple(degrees)):
             gpu.stage_distances(image, plan, tuple(degrees), (rows, cols), block, out, bar.update)
         else:
             blocked.stage_distances(*arguments)

@@ -157,6 +157,10 @@ def binary_mask(anomaly_map: NDArray[np.float32], threshold: float, size: tuple[
     """The pixels whose score reaches the threshold, [H, W] for size = (W, H): the map is stretched, then cut.
 
     Stretching lowers peaks a little. Where it would lose all that the map itself marks, the map is cut first.
+
+    Example:
+        >>> binary_mask(np.array([[0.0, 1.0]], dtype=np.float32), threshold=0.5, size=(2, 1))
+        array([[False,  True]])
     """
     values = np.asarray(anomaly_map, dtype=np.float32)
     cut = np.float64(threshold)  # compared in float64, as the decisions are

@@ -119,7 +119,7 @@ class MuScResult:
                 if self.class_tokens is not None:
                     np.save(new / "class_tokens.npy", self.class_tokens)
                 self._write_csv(new / "scores.csv")
-                text = json.dumps(self._header(), indent=1) + "\n"
+                text = json.dumps(self._header(folder), indent=1) + "\n"
                 (new / "result.json").write_text(text, encoding="utf-8")
         except OSError as error:
             raise ResultError(_cannot_write(folder, error)) from error
@@ -158,7 +158,7 @@ class MuScResult:
                 keys=tuple(header["keys"]),
                 reference_keys=tuple(header["reference_keys"]),
                 cache=header["cache"],
-                root=header["root"],
+                root=_root_of(folder, header),
                 threshold=Threshold(**header["threshold"]) if header["threshold"] else None,
             )
         except FileNotFoundError as error:
@@ -171,7 +171,7 @@ class MuScResult:
             raise ResultError(f"{folder}: {len(rows)} rows of scores.csv but {len(maps)} maps. Run it again.")
         return result
 
-    def _header(self) -> dict[str, Any]:
+    def _header(self, folder: Path) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "dataset": self.dataset,
@@ -179,7 +179,7 @@ class MuScResult:
             "images": len(self),
             "labeled": self.labels is not None,
             "class_tokens": self.class_tokens is not None,
-            "root": self.root,
+            "root": _relative(self.root, folder),
             "metrics": self.metrics,
             "config": self.config.to_dict(),
             "weights": self.weights,
@@ -217,17 +217,27 @@ def is_result(folder: Path) -> bool:
 def result_folder(out: Path, dataset: str, category: str, root: Path | str | None = None) -> Path:
     """The folder below `out` for the result of a category; one of its own where that of another root lies there."""
     folder = out / legal_names([dataset or "images"])[0] / legal_names([category or "images"])[0]
-    where = str(Path(root).absolute()) if root else ""
-    if not folder.exists() or _root_of(folder) == where:
+    where = os.path.abspath(root) if root else ""
+    if not folder.exists():
         return folder
+    if is_result(folder):
+        header = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if _root_of(folder, header) == where:
+            return folder
     digest = hashlib.blake2b(where.encode(errors="surrogatepass"), digest_size=4).hexdigest()
     return folder.with_name(f"{folder.name}~{digest}")
 
 
-def _root_of(folder: Path) -> str | None:
-    if not is_result(folder):
-        return None
-    return json.loads((folder / "result.json").read_text(encoding="utf-8")).get("root")
+def _relative(root: str, folder: Path) -> str:
+    """How a result names the folder of its images: from its own, so that both can be moved together."""
+    try:
+        return Path(os.path.relpath(root, folder)).as_posix() if root else ""
+    except ValueError:  # on another drive
+        return root
+
+
+def _root_of(folder: Path, header: dict[str, Any]) -> str:
+    return os.path.abspath(folder / header["root"]) if header.get("root") else ""
 
 
 def _cannot_write(folder: Path, error: OSError) -> str:

@@ -3,9 +3,9 @@
 One product per degree, unlike the CPU engine's one Gram matrix for all: on tensor cores products are the cheap part,
 and fused with its maxima nothing of size M^2 leaves the registers.
 
-Two kernels per launch. `tile_maxima` multiplies some images with some others as one large matrix and keeps, of every
-row and of every column, the two largest cosines in each sub-tile of 32 or 16. `nearest_distances` then measures in
-float32, as || a - b ||, each token that may be the nearest.
+Three kernels. `aggregate` prepares images. Then, launch by launch, `tile_maxima` multiplies some images with some
+others as one large matrix and keeps, of every row and of every column, the two largest cosines in each sub-tile of 32
+or 16; and `nearest_distances` measures in float32, as || a - b ||, each token that may be the nearest.
 
 The distances are those of float32, whatever the rounding of the products. Let a, b be unit tokens as float32 holds
 them, a' and b' in half precision, e_a = || a - a' || and e_b = || b - b' || (measured, not bounded). Then
@@ -32,161 +32,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musc import lnamd
-from musc.engines.pairs import Plan
-from musc.errors import ConfigError
-
-BLOCK = 32  # tokens: images are padded to whole blocks, so that no sub-tile lies across two of them
-ROWS_AT_ONCE = 11264  # of a launch's matrix of cosines: 8 images of a ViT-L, thousands of tiles
-AT_ONCE = 8  # images aggregated together
-SHARE = 0.8  # of the free memory that may be taken: the allocator rounds up
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Rows, columns and channels of a tile of cosines, its sub-tiles, and how it is run."""
-
-    rows: int = 128
-    cols: int = 256
-    channels: int = 64
-    warps: int = 8
-    stages: int = 4
-    sub_rows: int = 16
-    sub_cols: int = 32
-    group: int = 8  # rows of tiles that run one after the other down the columns
-    descriptor: bool = True  # operands by Hopper's tensor memory access, not by addresses
-    persistent: bool = False  # a program per multiprocessor, not per tile
-    registers: int | None = None
-    second: bool = True  # for timing only: without, results are not exact
-    # of the second kernel
-    tokens: int = 8
-    partners: int = 4
-    refine_channels: int = 128
-    refine_warps: int = 4
-
-    @property
-    def bytes(self) -> int:
-        """Shared memory of the stages; where operands pass through registers (before Hopper) one stage needs none."""
-        stages = self.stages if self.descriptor else self.stages - 1
-        return stages * 2 * (self.rows + self.cols) * self.channels
-
-
-# the first that fits is taken; the last fits every GPU of compute capability 8.0 and up
-TILES = (
-    Tile(),
-    Tile(128, 128, 64, warps=8, stages=4, descriptor=False),  # 98,304 bytes: Ampere, Ada, and Blackwell's small ones
-    Tile(128, 128, 32, warps=8, stages=3, descriptor=False),
+from musc.engines.gpu.tiles import (
+    BLOCK,
+    Tile,
+    automatic_block,
+    bytes_needed,
+    chunk_images,
+    default_tile,
+    power_of_two,
 )
-
-
-def default_tile(device: torch.device) -> Tile:
-    """The first of TILES that the device's shared memory and generation allow."""
-    if device.type != "cuda":
-        return TILES[-1]
-    room = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 99 * 1024)
-    hopper = torch.cuda.get_device_capability(device)[0] == 9
-    return next(tile for tile in TILES if (hopper or not tile.descriptor) and tile.bytes + 1024 <= room)
+from musc.engines.gpu.tokens import Held
+from musc.engines.pairs import Plan, plan_pool
+from musc.errors import ConfigError
 
 
 @functools.cache
-def available(device: torch.device) -> bool:
-    """True where triton can compile for the GPU and that has tensor cores of Ampere or newer; warns where it cannot."""
+def available(device: torch.device, grid: tuple[int, int], C: int, degrees: tuple[int, ...]) -> bool:
+    """True where the kernels compile and run: tensor cores of Ampere or newer, and triton; warns where they do not.
+
+    It compiles what images of that size need, on two and on three of them.
+    """
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     if importlib.util.find_spec("triton") is None:
         return False
+    M = grid[0] * grid[1]
     try:
-        from musc.engines.gpu import kernels
-
-        out = torch.zeros(1, dtype=torch.int32, device=device)
-        kernels.probe[(1,)](out)
-        return int(out) == 1
+        image = torch.randn(M, C, device=device, generator=torch.Generator(device).manual_seed(0))
+        for N in (2, 3):  # all pairs of a launch are wanted, and some are
+            out = torch.empty(len(degrees), N, N - 1, M, device=device)
+            stage_distances(lambda p: image, plan_pool(N), degrees, grid, N, out, lambda n: None)
+            if out.any():
+                raise ArithmeticError("a wrong distance")
+    except ConfigError:  # memory is full, which no other way through this would mend
+        raise
     except Exception as error:  # of many kinds: no C compiler, no driver library, a GPU newer than triton
-        warnings.warn(f"GPU: triton cannot compile here ({error}): taking slower products of torch.", stacklevel=2)
+        warnings.warn(
+            f"GPU: triton's kernels cannot compile here, or not run ({error!s:.300}): taking slower products of torch.",
+            stacklevel=2,
+        )
         return False
-
-
-def padded(M: int) -> int:
-    """M tokens in whole blocks."""
-    return -(-M // BLOCK) * BLOCK
-
-
-def chunk_images(M: int) -> int:
-    """Images per side of a launch."""
-    return max(1, ROWS_AT_ONCE // padded(M))
-
-
-def bytes_needed(D: int, M: int, C: int, tile: Tile, side: int) -> tuple[int, int]:
-    """Bytes per image held (float32, and half precision), and of the keys of a launch of side x side pairs."""
-    image = D * (4 * M * C + 2 * padded(M) * -(-C // tile.channels) * tile.channels)
-    rows = side * padded(M)
-    return image, 8 * D * rows * (rows // tile.sub_rows + rows // tile.sub_cols)
-
-
-def automatic_block(device: torch.device, P: int, D: int, M: int, C: int, tile: Tile) -> int:
-    """Images of a block, of which two are held, that the free memory has room for: at least 1, at most half of P."""
-    if device.type != "cuda":
-        return 8
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, unused
-    image, launch = bytes_needed(D, M, C, tile, chunk_images(M))
-    room = SHARE * free - launch - AT_ONCE * 6 * 4 * M * C  # aggregation: LayerNorm, two layouts, pool, norm
-    return max(1, min(int(room // (2 * image)), -(-P // 2)))
-
-
-class Held:
-    """Blocks of aggregated images on the device, two at most, in float32 and in half precision.
-
-    exact: [D, S, M, C]. half: [D, S, 32 blocks, C padded with zeros]: position 32 s + i holds token i `blocks` + s, so
-    that neighbours on the grid, whose cosines are alike, fall into different sub-tiles; past the last token it repeats.
-    error: [D, S], 1.01 e + n of the module's docstring, the largest of an image.
-    """
-
-    def __init__(
-        self,
-        image: Callable[[int], Tensor],
-        P: int,
-        size: int,
-        degrees: Sequence[int],
-        grid: tuple[int, int],
-        tile: Tile,
-    ):
-        like = image(0)
-        M, C = like.shape
-        self.image, self.degrees, self.grid = image, degrees, grid
-        self.blocks = [range(start, min(start + size, P)) for start in range(0, P, size)]
-        self.places: list[int | None] = [None] * min(2, len(self.blocks))
-        self.size = size
-        D, slots, channels = len(degrees), size * len(self.places), -(-C // tile.channels) * tile.channels
-        self.exact = torch.empty(D, slots, M, C, device=like.device)
-        self.half = torch.empty(D, slots, padded(M), channels, dtype=torch.float16, device=like.device)
-        self.half[..., C:] = 0  # changes no product
-        self.error = torch.empty(D, slots, device=like.device)
-        position = torch.arange(padded(M), device=like.device)
-        self.token = (position % BLOCK * (padded(M) // BLOCK) + position // BLOCK).clamp(max=M - 1)
-
-    def hold(self, block: int, keep: int) -> int:
-        """The first slot of a block, which is computed unless it is held; the block `keep` is left where it is."""
-        if block not in self.places:
-            place = next(n for n, held in enumerate(self.places) if held is None or held != keep)
-            self.places[place] = None  # until it is whole
-            images = self.blocks[block]
-            for start in range(0, len(images), AT_ONCE):
-                self._aggregate(images[start : start + AT_ONCE], place * self.size + start)
-            self.places[place] = block
-        return self.places.index(block) * self.size
-
-    def _aggregate(self, images: Sequence[int], slot: int) -> None:
-        tokens = torch.stack([self.image(p) for p in images]).float()  # [n, M, C]
-        C = tokens.shape[-1]
-        for d, degree in enumerate(self.degrees):
-            unit = lnamd.aggregate(tokens, degree, grid=self.grid)
-            half = unit.half()
-            rounding = torch.linalg.vector_norm(unit - half, dim=-1)
-            length = (unit.square().sum(dim=-1) - 1).abs() / 2
-            self.exact[d, slot : slot + len(images)] = unit
-            self.half[d, slot : slot + len(images), :, :C] = half[:, self.token]
-            self.error[d, slot : slot + len(images)] = (1.01 * rounding + length).amax(dim=1)
+    return True
 
 
 @dataclass(frozen=True)
@@ -236,14 +122,14 @@ def largest_cosines(held: Held, wanted: Tensor, region: Region, tile: Tile) -> t
 
         half = [TensorDescriptor.from_tensor(half[0], [n, tile.channels]) for n in (tile.rows, tile.cols)]
     programs = D * -(-A * M // tile.rows) * -(-B * M // tile.cols)
-    if tile.persistent:
-        programs = min(programs, torch.cuda.get_device_properties(wanted.device).multi_processor_count)
+    if tile.resident:
+        programs = min(programs, tile.resident * torch.cuda.get_device_properties(wanted.device).multi_processor_count)
     kernels.tile_maxima[(programs,)](
         *half, wanted, *found,
         D, S, A, B, r.slot_a, r.slot_b, r.a.start, r.b.start, len(wanted), M // BLOCK, C // tile.channels,
         BM=tile.rows, BN=tile.cols, BK=tile.channels, SUB_ROWS=tile.sub_rows, SUB_COLS=tile.sub_cols, GROUP=tile.group,
-        DESCRIPTOR=tile.descriptor, PERSISTENT=tile.persistent, DENSE=r.dense, SECOND=tile.second,
-        num_warps=tile.warps, num_stages=tile.stages, **({"maxnreg": tile.registers} if tile.registers else {}),
+        DESCRIPTOR=tile.descriptor, PERSISTENT=tile.resident > 0, DENSE=r.dense,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return found
 
@@ -271,11 +157,11 @@ def measure(
     )
     for best, second, start, slot, other_slot, sub in ways:
         A, B = start.shape
-        kernels.nearest_distances[(D * A * -(-M // tile.tokens) * -(-B // tile.partners),)](
+        kernels.nearest_distances[(D * A * -(-M // tile.tokens),)](
             held.exact, held.error, best, second, start, out, out.stride(0), slack(C),
-            S, A, B, slot, other_slot, *start.stride(), M, C, blocks,
-            ROWS=tile.tokens, SUBS=1 << (blocks * (BLOCK // sub) - 1).bit_length(), SUB=sub,
-            BC=tile.refine_channels, PARTNERS=tile.partners, num_warps=tile.refine_warps,
+            S, A, B, slot, other_slot, *start.stride(), M, blocks,
+            C=C, TOKENS=tile.tokens, PARTNERS=tile.partners, SUBS=power_of_two(blocks * (BLOCK // sub)), SUB=sub,
+            BC=min(tile.refine_channels, power_of_two(C)), num_warps=tile.refine_warps,
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The GPU engine's two kernels, in Triton. Imported by `gpu` where triton is installed, never by `import musc`.
+"""The GPU engine's three kernels, in Triton. Imported by `gpu` where triton is installed, never by `import musc`.
 
 `TRITON_INTERPRET=1`, set before triton is imported, runs them on CPU tensors: so they are tested.
 
@@ -13,10 +13,42 @@ BLOCK = tl.constexpr(32)  # tokens of one block of the half-precision layout
 BITS = tl.constexpr(5)
 
 
-@triton.jit
-def probe(out):
-    """Whether kernels can be compiled and run here."""
-    tl.store(out, 1)
+@triton.jit(do_not_specialize=["M", "H", "W", "blocks"])
+def aggregate(
+    tokens, mean, scale, exact, half, error, M, H, W, C, half_C, blocks,
+    R: tl.constexpr, TOKENS: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Patch tokens under an R x R mean with zeros beyond the border, at unit length: `lnamd.aggregate` in one pass.
+
+    tokens: [n, M = H W, C] float32, raw; mean, scale: [n], of each image's LayerNorm. exact: [n, M, C] float32. half:
+    [n, 32 blocks, half_C] float16, in its order of tokens. error: [n, M], how far a token's cosines may be off by half
+    precision. Program (., n): TOKENS tokens of image n, BC >= C.
+    """
+    n = tl.program_id(1).to(tl.int64)
+    m, c = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, BC)
+    token = tl.minimum(m, M - 1)  # past the last, that again
+    y, x = token // W, token % W
+    mean_n = tl.load(mean + n)
+    total = tl.zeros((TOKENS, BC), dtype=tl.float32)
+    for dy in range(-(R // 2), R // 2 + 1):
+        for dx in tl.static_range(-(R // 2), R // 2 + 1):
+            i, j = y + dy, x + dx
+            inside = (i >= 0) & (i < H) & (j >= 0) & (j < W)
+            some = inside[:, None] & (c < C)[None, :]
+            near = tl.load(tokens + n * M * C + ((i * W + j) * C)[:, None] + c[None, :], mask=some, other=0.0)
+            total += tl.where(some, near - mean_n, 0.0)
+    total *= tl.load(scale + n) / (R * R)
+    length = tl.sqrt_rn(tl.sum(total * total, axis=1))
+    unit = tl.div_rn(total, tl.zeros_like(total) + tl.maximum(length, 1e-12)[:, None])
+    rounded = unit.to(tl.float16)
+    rounding = unit - rounded.to(tl.float32)
+    off = 1.01 * tl.sqrt_rn(tl.sum(rounding * rounding, axis=1)) + tl.abs(tl.sum(unit * unit, axis=1) - 1) / 2
+    position = m % blocks * BLOCK + m // blocks
+    kept = (m < M)[:, None] & (c < C)[None, :]
+    tl.store(exact + n * M * C + (token * C)[:, None] + c[None, :], unit, mask=kept)
+    place = (n * blocks * BLOCK + position) * half_C
+    tl.store(half + place[:, None] + c[None, :], rounded, mask=(m < blocks * BLOCK)[:, None] & (c < C)[None, :])
+    tl.store(error + n * M + token, off, mask=m < M)
 
 
 @triton.jit
@@ -26,18 +58,14 @@ def _largest_two(best, second, other_best, other_second):
 
 
 @triton.jit
-def _store_largest(keys, best, second, token, sub, tokens, subs, AXIS: tl.constexpr, SECOND: tl.constexpr):
+def _store_largest(keys, best, second, token, sub, tokens, subs, AXIS: tl.constexpr):
     """best, second [tokens, subs]: the two largest keys of every sub-tile, which lies along AXIS of `keys`."""
-    if SECOND:
-        first, other = tl.reduce((keys, tl.zeros_like(keys)), AXIS, _largest_two)
-    else:
-        first = tl.max(keys, axis=AXIS)
-        other = first
+    # no key is as small: the compiler drops the comparisons with it
+    first, other = tl.reduce((keys, tl.full(keys.shape, -(2**31), tl.int32)), AXIS, _largest_two)
     place = token * subs + sub
     inside = (token < tokens) & (sub < subs)
     tl.store(best + place, first, mask=inside)
-    if SECOND:
-        tl.store(second + place, other, mask=inside)
+    tl.store(second + place, other, mask=inside)
 
 
 # one machine code for all sizes
@@ -46,7 +74,7 @@ def tile_maxima(
     half_a, half_b, wanted, row_best, row_second, col_best, col_second,
     D, S, A, B, slot_a, slot_b, image_a, image_b, P, blocks, steps,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SUB_ROWS: tl.constexpr, SUB_COLS: tl.constexpr,
-    GROUP: tl.constexpr, DESCRIPTOR: tl.constexpr, PERSISTENT: tl.constexpr, DENSE: tl.constexpr, SECOND: tl.constexpr,
+    GROUP: tl.constexpr, DESCRIPTOR: tl.constexpr, PERSISTENT: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
     """The two largest cosines of every row and of every column of all sub-tiles of A x B pairs of images.
 
@@ -65,13 +93,13 @@ def tile_maxima(
             _tile(
                 half_a, half_b, wanted, row_best, row_second, col_best, col_second, tile, tiles_m, tiles_n,
                 D, S, A, B, slot_a, slot_b, image_a, image_b, P, M, C, steps,
-                BM, BN, BK, SUB_ROWS, SUB_COLS, GROUP, DESCRIPTOR, DENSE, SECOND,
+                BM, BN, BK, SUB_ROWS, SUB_COLS, GROUP, DESCRIPTOR, DENSE,
             )  # fmt: skip
     else:
         _tile(
             half_a, half_b, wanted, row_best, row_second, col_best, col_second, tl.program_id(0), tiles_m, tiles_n,
             D, S, A, B, slot_a, slot_b, image_a, image_b, P, M, C, steps,
-            BM, BN, BK, SUB_ROWS, SUB_COLS, GROUP, DESCRIPTOR, DENSE, SECOND,
+            BM, BN, BK, SUB_ROWS, SUB_COLS, GROUP, DESCRIPTOR, DENSE,
         )  # fmt: skip
 
 
@@ -80,7 +108,7 @@ def _tile(
     half_a, half_b, wanted, row_best, row_second, col_best, col_second, tile, tiles_m, tiles_n,
     D, S, A, B, slot_a, slot_b, image_a, image_b, P, M, C, steps,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SUB_ROWS: tl.constexpr, SUB_COLS: tl.constexpr,
-    GROUP: tl.constexpr, DESCRIPTOR: tl.constexpr, DENSE: tl.constexpr, SECOND: tl.constexpr,
+    GROUP: tl.constexpr, DESCRIPTOR: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
     degree, tile = tile // (tiles_m * tiles_n), tile % (tiles_m * tiles_n)
     # GROUP rows of tiles at a time, column by column: what runs at once shares its operands in the L2 cache
@@ -116,13 +144,13 @@ def _tile(
         _store_largest(
             tl.reshape(keys + (tl.arange(0, BN) % SUB_COLS)[None, :], (BM, BN // SUB_COLS, SUB_COLS)),
             row_best + degree * A * M * subs, row_second + degree * A * M * subs,
-            m[:, None], (col // SUB_COLS + tl.arange(0, BN // SUB_COLS))[None, :], A * M, subs, 2, SECOND,
+            m[:, None], (col // SUB_COLS + tl.arange(0, BN // SUB_COLS))[None, :], A * M, subs, 2,
         )  # fmt: skip
         subs = A * M // SUB_ROWS
         _store_largest(
             tl.reshape(keys + (tl.arange(0, BM) % SUB_ROWS)[:, None], (BM // SUB_ROWS, SUB_ROWS, BN)),
             col_best + degree * B * M * subs, col_second + degree * B * M * subs,
-            n[None, :], (row // SUB_ROWS + tl.arange(0, BM // SUB_ROWS))[:, None], B * M, subs, 1, SECOND,
+            n[None, :], (row // SUB_ROWS + tl.arange(0, BM // SUB_ROWS))[:, None], B * M, subs, 1,
         )  # fmt: skip
 
 
@@ -133,16 +161,16 @@ def _token(position, M, blocks):
 
 
 @triton.jit
-def _square_distances(a, b, inside, C, BC: tl.constexpr):
-    """|| a - b ||^2 [n] of the float32 rows at pointers a, b [n]; where not inside, 0."""
+def _square_distances(a, b, inside, C: tl.constexpr, BC: tl.constexpr):
+    """|| a - b ||^2 [m, n] of the float32 rows at pointers a [m, 1], b [m, n]; where not inside, b's are not read."""
     c = tl.arange(0, BC)
-    square = tl.zeros((a.shape[0], BC), dtype=tl.float32)
+    square = tl.zeros((b.shape[0], b.shape[1], BC), dtype=tl.float32)
     for start in range(0, C, BC):
-        some = inside[:, None] & (start + c < C)[None, :]
-        x = tl.load(a[:, None] + (start + c)[None, :], mask=some, other=0.0)
-        y = tl.load(b[:, None] + (start + c)[None, :], mask=some, other=0.0)
+        some = (start + c < C)[None, None, :]
+        x = tl.load(a[:, :, None] + (start + c)[None, None, :], mask=some, other=0.0)
+        y = tl.load(b[:, :, None] + (start + c)[None, None, :], mask=inside[:, :, None] & some, other=0.0)
         square += (x - y) * (x - y)
-    return tl.sum(square, axis=1)
+    return tl.sum(square, axis=2)
 
 
 @triton.jit(
@@ -152,62 +180,66 @@ def _square_distances(a, b, inside, C, BC: tl.constexpr):
 )
 def nearest_distances(
     exact, error, best, second, starts, out, out_degree, slack,
-    S, A, B, slot_a, slot_b, start_a, start_b, M, C, blocks,
-    ROWS: tl.constexpr, SUBS: tl.constexpr, SUB: tl.constexpr, BC: tl.constexpr, PARTNERS: tl.constexpr,
+    S, A, B, slot_a, slot_b, start_a, start_b, M, blocks,
+    C: tl.constexpr, TOKENS: tl.constexpr, PARTNERS: tl.constexpr, SUBS: tl.constexpr, SUB: tl.constexpr,
+    BC: tl.constexpr,
 ):  # fmt: skip
     """The float32 distance of every token of A images to its nearest token in each of B images, into `out`.
 
     exact: [D, S, M, C] float32, of the slots from slot_a and from slot_b on. error: [D, S], how far the cosines of an
     image's tokens may be off. best, second: [D, A 32 blocks, B 32 blocks / SUB] keys of `tile_maxima`. Of image a seen
     from b the M distances at degree d start at out[d out_degree + starts[a start_a + b start_b]]; negative: not wanted.
+    A program takes TOKENS tokens of image a, and PARTNERS images b at a time.
 
     Where the best key of a sub-tile comes within the margin of the token's best of all, its token is measured; where
     the second does, all tokens of the sub-tile are.
     """
-    groups, chunks = tl.cdiv(M, ROWS), tl.cdiv(B, PARTNERS)
+    groups = tl.cdiv(M, TOKENS)
     program = tl.program_id(0)
-    chunk, program = program % chunks, program // chunks
-    row, program = program % groups * ROWS, program // groups
+    row, program = program % groups * TOKENS, program // groups
     a, degree = program % A, (program // A).to(tl.int64)
-    m, r, t = row + tl.arange(0, ROWS), tl.arange(0, ROWS), tl.arange(0, SUBS)
-    inside = m < M
-    subs = blocks * (BLOCK // SUB)
+    m, t = row + tl.arange(0, TOKENS), tl.arange(0, SUBS)[None, None, :]
     position = m % blocks * BLOCK + m // blocks
-    mine = exact + (degree * S + slot_a + a) * M * C
-    keys = ((degree * A + a) * blocks * BLOCK + position) * B * subs
-    some = inside[:, None] & (t < subs)[None, :]
-    for b in range(chunk * PARTNERS, tl.minimum((chunk + 1) * PARTNERS, B)):
-        start = tl.load(starts + a * start_a + b * start_b)
-        if start >= 0:
-            other = exact + (degree * S + slot_b + b) * M * C
-            margin = 2 * (tl.load(error + degree * S + slot_a + a) + tl.load(error + degree * S + slot_b + b) + slack)
+    subs = blocks * (BLOCK // SUB)
+    mine = exact + ((degree * S + slot_a + a) * M + tl.minimum(m, M - 1)) * C
+    # what runs at once reads the same few images b: they stay in the L2 cache
+    for first in range(0, B, PARTNERS):
+        b = first + tl.arange(0, PARTNERS)
+        start = tl.load(starts + a * start_a + b * start_b, mask=b < B, other=-1)  # [PARTNERS]
+        if tl.max(start) >= 0:
+            wanted = (m < M)[:, None] & (start >= 0)[None, :]  # [TOKENS, PARTNERS]
+            some = wanted[:, :, None] & (t < subs)
+            place = (((degree * A + a) * blocks * BLOCK + position)[:, None] * B + b[None, :]) * subs
+            keys = tl.load(best + place[:, :, None] + t, mask=some, other=0)  # [TOKENS, PARTNERS, SUBS]
+            their_error = tl.load(error + degree * S + slot_b + b, mask=b < B, other=0.0)
+            margin = 2 * (tl.load(error + degree * S + slot_a + a) + their_error + slack)
             steps = (tl.where(margin < 4.0, margin, 4.0) * 2**17).to(tl.int32) + 1
-            left = tl.load(best + (keys + b * subs)[:, None] + t[None, :], mask=some, other=0)
-            top = tl.max(left, axis=1)
-            least = tl.where(margin == margin, (top >> BITS) - steps, 2**31 - 1)[:, None]
-            left = tl.where(some & ((left >> BITS) >= least), left, 0)
-            square = tl.full((ROWS,), float("inf"), dtype=tl.float32)
-            more = tl.max(left)
-            while more > 0:
-                pick, sub = tl.max(left, axis=1, return_indices=True)
-                token = _token(sub * SUB + (pick & (BLOCK - 1)), M, blocks)
-                near = pick > 0
-                found = _square_distances(mine + m.to(tl.int64) * C, other + token.to(tl.int64) * C, near, C, BC)
-                square = tl.where(near, tl.minimum(square, found), square)
-                left = tl.where(t[None, :] == sub[:, None], 0, left)
-                more = tl.max(left)
-            crowded = tl.load(second + (keys + b * subs)[:, None] + t[None, :], mask=some, other=0)
-            crowded = tl.where(some & ((crowded >> BITS) >= least), r[:, None] * SUBS + t[None, :] + 1, 0)
+            least = (tl.max(keys, axis=2) >> BITS) - steps[None, :]
+            least = tl.where((margin == margin)[None, :], least, 2**31 - 1)[:, :, None]
+            near = some & ((keys >> BITS) >= least)
+            other = exact + (degree * S + slot_b + b) * M * C
+            square = tl.full((TOKENS, PARTNERS), float("inf"), dtype=tl.float32)
+            left = tl.where(near, t * SUB + (keys & (BLOCK - 1)) + 1, 0)  # positions, from 1 on
+            again = tl.load(second + place[:, :, None] + t, mask=near, other=0)  # its latency hides behind the loop's
+            pick = tl.max(left, axis=2)
+            while tl.max(pick) > 0:
+                token = _token(pick - 1, M, blocks).to(tl.int64)
+                found = _square_distances(mine[:, None], other[None, :] + token * C, pick > 0, C, BC)
+                square = tl.where(pick > 0, tl.minimum(square, found), square)
+                left = tl.where(left == pick[:, :, None], 0, left)
+                pick = tl.max(left, axis=2)
+            r = tl.arange(0, TOKENS)[:, None] * PARTNERS + tl.arange(0, PARTNERS)[None, :]
+            crowded = tl.where(near & ((again >> BITS) >= least), r[:, :, None] * SUBS + t + 1, 0)
             more = tl.max(crowded)
             while more > 0:
-                one = (more - 1) // SUBS
-                token = _token((more - 1) % SUBS * SUB + tl.arange(0, SUB), M, blocks)
-                from_one = mine + (row + one).to(tl.int64) * C + tl.zeros((SUB,), dtype=tl.int64)
-                all_of = tl.full((SUB,), 1, dtype=tl.int1)
-                found = tl.min(_square_distances(from_one, other + token.to(tl.int64) * C, all_of, C, BC * ROWS // SUB))
-                square = tl.where(r == one, tl.minimum(square, found), square)
+                one = (more - 1) // SUBS  # of r
+                token = _token((more - 1) % SUBS * SUB + tl.arange(0, SUB), M, blocks)[None, :].to(tl.int64)
+                of_one = exact + ((degree * S + slot_a + a) * M + row + one // PARTNERS) * C
+                others = exact + ((degree * S + slot_b + first + one % PARTNERS) * M + token) * C  # [1, SUB]
+                found = _square_distances(of_one + tl.zeros((1, 1), tl.int64), others, token >= 0, C, min(BC, 32))
+                square = tl.where(r == one, tl.minimum(square, tl.min(found)), square)
                 crowded = tl.where(crowded == more, 0, crowded)
                 more = tl.max(crowded)
             # a margin that is no number: neither are the tokens
-            distance = tl.where(margin == margin, tl.sqrt(square), margin)
-            tl.store(out + degree * out_degree + start + m, distance, mask=inside)
+            distance = tl.where((margin == margin)[None, :], tl.sqrt_rn(square), margin[None, :])
+            tl.store(out + degree * out_degree + start[None, :] + m[:, None], distance, mask=wanted)
