@@ -13,7 +13,7 @@ book: setup demo
 # A process for every core, up to four: each keeps the files that it was given, so that one alone builds the book.
 test: setup lint browser
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 
 # What takes too long for every change: tests that repeat a daily one on more, the notebooks with small parameters.
 nightly: setup
