@@ -36,6 +36,8 @@ class MuScConfig:
     tiles: cut every image into tiles x tiles parts that overlap by the share tile_overlap of their side, for small
     defects in large images; tile_pool: "position" compares a tile with those at its place, "all" with all of them.
     consistency: "warn" of images that share a defect and so vouch for each other, or "correct" their scores too.
+    full_scale: what white is in images of more than 8 bits per channel, 4095 for a camera of 12 (None: from the values
+    of all images of the run and their files' tags; the result's config then holds what was decided).
     map_size: side in pixels of the anomaly maps (None: image_size, or so large that every tile has image_size).
     block: images per MSM block (None: automatic).
     """
@@ -57,6 +59,7 @@ class MuScConfig:
     tile_overlap: float = 0.25
     tile_pool: str = "position"
     consistency: str = "off"
+    full_scale: float | None = None
     map_size: int | None = None
     batch_size: int = 8
     workers: int = 2
@@ -112,6 +115,8 @@ class MuScConfig:
         for name in ("image_size", "map_size", "block"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "give a whole number from 1, or leave it out.")
+        white = self.full_scale
+        require(white is None or 0 < white < math.inf, "full_scale", "give the value that is white, such as 4095 or 1.")
         window = self.position_window
         require(
             window == math.inf or (window >= 0 and window == int(window)),

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from musc.datasets.base import Sample
 from musc.datasets.images import image_size, read_image, read_mask, resize_mask
+from musc.datasets.values import as_read
 from musc.errors import DataError, ResultError
 from musc.results import MuScResult
 
@@ -77,7 +78,7 @@ def save_overlays(result: MuScResult, samples: Sequence[Sample], folder: Path, *
     Raises ResultError where the folder cannot be written.
     """
     scale = shared_scale(result)
-    by_name = {sample.name: sample for sample in samples}
+    by_name = {sample.name: sample for sample in as_read(samples, result.config.full_scale)}
     try:
         for name, anomaly_map in zip(result.paths, result.anomaly_maps, strict=True):
             path = folder / f"{name}.png"
@@ -156,7 +157,7 @@ def _thumbnail(sample: Sample, side: int = LONGEST_SIDE) -> Image.Image:
 
 def overview(result: MuScResult, samples: Sequence[Sample], columns: int = 8) -> Figure:
     """The most anomalous and the most normal images of a result, with their maps, in the order of their scores."""
-    by_name = {sample.name: sample for sample in samples}
+    by_name = {sample.name: sample for sample in as_read(samples, result.config.full_scale)}
     order = np.argsort(-result.image_scores, kind="stable")
     columns = min(columns, len(order))
     top = columns if len(order) <= columns else -(-columns // 2)
