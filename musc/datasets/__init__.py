@@ -10,6 +10,7 @@ from typing import Any
 
 from musc.datasets import btad, folder, mvtec_ad, visa
 from musc.datasets.base import Category, Rendered, Sample, Skipped, Source
+from musc.datasets.listing import child, entries
 from musc.errors import ConfigError, DataError
 
 LAYOUTS = ("mvtec_ad", "visa", "btad", "folder", "synthetic")
@@ -30,13 +31,13 @@ def detect_layout(root: Path | str) -> str:
     Raises DataError where it is no folder or may not be listed.
     """
     root = _root(root)
-    folder.entries(root)
+    entries(root)
     if visa.split_file(root).exists() or visa.prepared(root) != root:
         return "visa"
     categories = [root] if mvtec_ad.is_category(root) else [root / name for name in mvtec_ad.names(root)]
     if not categories:
         return "folder"
-    defects = {name for category in categories for name in _subfolders(category / "test")}
+    defects = {name for category in categories for name in _subfolders(child(category, "test"))}
     if defects and defects <= {"ok", "ko"}:
         return "btad"
     if defects <= {"bad", "good"} and visa.OBJECTS.issuperset(c.name for c in categories):
@@ -138,13 +139,13 @@ def _lister(layout: str | None, root: Path | str | None) -> tuple[Path, Any]:
     if root is None:
         raise ConfigError(f"the layout {layout} needs the folder of the data set.")
     path = _root(root)
-    folder.entries(path)  # names a missing or forbidden folder before any layout looks into it
+    entries(path)  # names a missing or forbidden folder before any layout looks into it
     return path, _LISTERS[layout or detect_layout(path)]
 
 
-def _subfolders(path: Path) -> list[str]:
+def _subfolders(path: Path | None) -> list[str]:
     try:
-        return [f.name for f in folder.entries(path)[0]]
+        return [f.name for f in entries(path)[0]] if path else []
     except DataError:  # may not be listed: loading it says so
         return []
 
