@@ -21,6 +21,8 @@ from musc.datasets.values import WIDE_MODES, to_rgb, visible
 from musc.errors import ConfigError, DataError
 
 FEW = 16  # distinct values of a mask that are still classes, and no grey levels of a soft edge
+IN_ALPHA = "the mask is in the alpha channel"
+NO_BLACK = "is a mask in colours without black"
 NOISY = ("JPEG", "MPO")  # formats that invent values around those that were drawn
 
 
@@ -122,12 +124,11 @@ def _mask(pixels: NDArray[Any], file_format: str | None) -> Mask:
         if alpha is not None and alpha.min() < alpha.max():
             painted = np.minimum(grey, alpha)
             if grey.min() == grey.max() or len(np.unique(grey)) > FEW or not painted.any():
-                grey, how = alpha, "the mask is in the alpha channel"
+                grey, how = alpha, IN_ALPHA
             else:
                 grey = painted  # what is transparent is not painted
         elif grey.min() == grey.max() > 0 and np.ptp(pixels[..., :3].reshape(-1, 3), axis=0).max() > 0:
-            raise DataError("is a mask in colours without black, and which of them is normal cannot be told: paint "
-                            "what is normal black.")  # fmt: skip
+            raise DataError(f"{NO_BLACK}, and which of them is normal cannot be told: paint what is normal black.")
     classes = np.unique(grey)
     if grey.max() < 128:
         return Mask(np.where(grey > 0, np.uint8(255), np.uint8(0)), how)
@@ -152,16 +153,18 @@ def mask_like(source: Path) -> bool | None:
     Two values, up to 16 of a class map, or soft or compressed forms of two: nearly all pixels near 0 or the largest.
     """
     try:
-        grey = load_mask(source)
-        raw = decode(source, lambda i: np.array(i.convert("L")), other=lambda c: _narrow(c.values))
+        pixels = decode(source, _channels, other=lambda found: _narrow(found.values))
+        in_alpha = _mask(pixels, None).how.startswith(IN_ALPHA)
     except DataError as error:
-        return True if "mask in colours" in str(error) else None
-    if grey.how.startswith("the mask is in the alpha"):
-        raw = grey.grey
-    if len(np.unique(raw)) <= FEW:
+        return True if NO_BLACK in str(error) else None
+    if pixels.ndim == 3:
+        pixels = pixels[..., 3] if in_alpha else pixels[..., :3] @ np.array([0.299, 0.587, 0.114])
+    step = 1 + max(pixels.shape) // 1000
+    values = pixels[::step, ::step].round()
+    if len(np.unique(values)) <= FEW:
         return True
-    high = int(raw.max())
-    return bool(((raw <= 24) | (raw >= high - 24)).mean() > 0.97) and high > 100
+    high = values.max()
+    return bool(((values <= 24) | (values >= high - 24)).mean() > 0.97) and bool(high > 100)
 
 
 def resize_mask(

@@ -65,10 +65,10 @@ def in_memory(picture: Any, name: str) -> InMemory:
         raise DataError(f"{name} is an array of shape {array.shape}{hint}: {REMEDY}.")
     if channels:
         array = array[..., :3]
-    kind, low, high = array.dtype.kind, float(array.min()), float(array.max())
-    if kind == "b":
+    if array.dtype.kind == "b":
         array = array.astype(np.uint8) * np.uint8(255)
-    elif kind == "f":
+    elif array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
         if not (low >= 0 and high <= 1):
             raise DataError(f"{name} holds floats from {low:g} to {high:g}: divide all images by the same number.")
         array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 from musc.datasets.base import Skipped, Source
@@ -17,6 +18,7 @@ ENDINGS = ("_mask", "", "-mask", "_gt")
 _WORDS = ("mask", "masks", "gt", "label", "labels", "labelids", "seg", "segmentation", "ground_truth", "groundtruth",
           "annotation", "anno", "ann", "truth", "bin", "binary", "defect_mask")  # fmt: skip
 MORE_ENDINGS = tuple(f"{mark}{word}" for mark in ("_", "-", ".", " ", "") for word in _WORDS)
+MOST_SIBLINGS = 6  # folders of one scene: pictures, masks, depth, ...
 LOOKED_AT = 5  # files of a group that are opened to see whether they are masks
 Key = tuple[tuple[str, ...], str]
 
@@ -57,7 +59,7 @@ def split(images: Sequence[Path], base: Path) -> Split:
         if looks.masks(found) and not looks.masks(partners):
             masks.update(found)
     others = [i for i in images if i not in masks]
-    for group, partners in _folders_alike(others, base):
+    for group, partners in _folders_alike(others):
         if not {plain(part) for part in group[0].relative_to(base).parts[:-1]}.isdisjoint(OTHER_MODALITIES):
             measured += group
         elif looks.masks(group) and not looks.masks(partners):
@@ -181,16 +183,19 @@ def _named_after(images: Sequence[Path]) -> dict[tuple[Path, str, str], list[tup
     return groups
 
 
-def _folders_alike(images: Sequence[Path], base: Path) -> list[tuple[list[Path], list[Path]]]:
+def _folders_alike(images: Sequence[Path]) -> list[tuple[list[Path], list[Path]]]:
     """(files of a folder, the files of another one that have the same stems), all of them and at least two."""
     folders: dict[Path, dict[str, Path]] = defaultdict(dict)
     for image in images:
         folders[image.parent][image.stem.casefold()] = image
+    beside: dict[Path, list[Path]] = defaultdict(list)
+    for folder in folders:
+        beside[folder.parent].append(folder)
     alike = []
-    for folder, own in folders.items():
-        if len(own) < 2 or kind(folder.name):
-            continue
-        for other, theirs in folders.items():
-            if other != folder and other.parent == folder.parent and own.keys() <= theirs.keys():
-                alike.append((list(own.values()), [theirs[stem] for stem in own]))
+    for siblings in beside.values():
+        if 2 <= len(siblings) <= MOST_SIBLINGS:  # more are parts or views with files of the same names
+            for folder, other in permutations(siblings, 2):
+                own, theirs = folders[folder], folders[other]
+                if len(own) > 1 and not kind(folder.name) and own.keys() <= theirs.keys():
+                    alike.append((list(own.values()), [theirs[stem] for stem in own]))
     return alike
