@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from musc.backbones import Backbone, load_backbone, resolve_device
 from musc.config import MuScConfig
 from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample
+from musc.datasets.copies import copies, copies_note
 from musc.datasets.images import content_key
 from musc.datasets.values import ValueRange, value_range
 from musc.errors import ConfigError, DataError
@@ -90,7 +92,10 @@ class MuSc:
                 "one image alone cannot be scored: MuSc compares images of one product with each other. "
                 "Add more images of it (from about 5 on the scores mean something), or give normal reference images."
             )
-        notes = list(values.notes)
+        every = [features, *([reference_features] if reference_features else [])]
+        images_read = [s for f in every for s in f.samples]
+        found = copies(images_read, [k for f in every for k in f.keys], torch.cat([f.summary() for f in every]))
+        notes = [*values.notes, *copies_note(images_read, found)]
         with _timed(timings, "mutual scoring"):
             maps = self.anomaly_maps(features, reference_features, notes)
         if reference_features:
