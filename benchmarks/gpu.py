@@ -309,9 +309,7 @@ def main() -> None:
     for name, value in (("images", 200), ("stages", 4), ("side", 37), ("channels", 1024)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--tune", action="store_true", help="time other tiles too")
-    parser.add_argument(
-        "--table", type=Path, metavar="JSON", help="only make the page's table of that file"
-    )
+    parser.add_argument("--table", type=Path, metavar="JSON", help="only make the page's table of that file")
     o = parser.parse_args()
     if o.table:
         print(write_table(o.table))

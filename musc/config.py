@@ -102,6 +102,10 @@ class MuScConfig:
         "off", help="warn of images that share a defect and so vouch for each other, or correct their scores too",
         choices=CONSISTENCY,
     )  # fmt: skip
+    full_scale: float | None = _setting(
+        None, help="what white is in images of more than 8 bits, such as 4095 for a camera of 12; the result's "
+        "configuration holds what was decided", metavar="WHITE", unset="from the values of all images and their tags",
+    )  # fmt: skip
     map_size: int | None = _setting(
         None, help="side of the anomaly maps in pixels", metavar="PX", least=1,
         unset="the image size, which with tiles is that of each tile",
@@ -153,6 +157,8 @@ class MuScConfig:
             "stages",
             "blocks are counted from 1.",
         )
+        white = self.full_scale
+        require(white is None or 0 < white < math.inf, "full_scale", "give the value that is white, such as 4095 or 1.")
         window = self.position_window
         require(
             window == math.inf or (window >= 0 and window == int(window)),

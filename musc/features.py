@@ -49,6 +49,12 @@ class Features:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def summary(self) -> Tensor:
+        """[N, 4 C]: the mean patch token of each quarter of the image, of the last stage."""
+        H, W = self.grids[-1]
+        grid = self.patch_tokens[-1].float().reshape(len(self), H, W, -1).movedim(-1, 1)  # [N, C, H, W]
+        return torch.nn.functional.adaptive_avg_pool2d(grid, 2).flatten(1)
+
     def take(self, rows: Sequence[int]) -> Features:
         """The tokens of the images at `rows`, in that order."""
         index = torch.as_tensor(rows, dtype=torch.long)

@@ -282,7 +282,8 @@ def sweep(
     if finished and finished.exists():
         return pd.read_csv(finished)
 
-    features, normal = musc.features(category.samples), musc.features(pool.samples)
+    values = musc.value_range(*category.samples, *pool.samples)
+    features, normal = (musc.features(given.samples, values) for given in (category, pool))
     draws = plan_draws(len(normal), shots, seeds, methods)
     rows = _measure(category, musc, features, draw_maps(features, normal, draws, musc), pixels)
     frame = pd.DataFrame(rows)

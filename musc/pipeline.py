@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,7 +21,9 @@ from musc.backbones import Backbone, load_backbone, resolve_device
 from musc.config import MuScConfig
 from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample
+from musc.datasets.copies import copies, copies_note
 from musc.datasets.images import content_key
+from musc.datasets.values import ValueRange, value_range
 from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references, extract
 from musc.results import MuScResult, environment
@@ -90,20 +93,26 @@ class MuSc:
                 raise DataError(given.skipped[0].reason if given.skipped else f"{given.name} holds no {what}.")
         timings: dict[str, float] = {}
         with _timed(timings, "extraction"):
-            features = self.features(category.samples)
-            reference_features = self.features(pool.samples) if pool else None
+            values = self.value_range(*category.samples, *(pool or ()))
+            features = self.features(category.samples, values)
+            reference_features = self.features(pool.samples, values) if pool else None
         if len(features) + (len(reference_features) if reference_features else 0) < 2:
             raise DataError(
                 "one image alone cannot be scored: MuSc compares images of one product with each other. "
                 "Add more images of it (from about 5 on the scores mean something), or give normal reference images."
             )
-        notes: list[str] = []
+        every = [features, *([reference_features] if reference_features else [])]
+        images_read = [s for f in every for s in f.samples]
+        found = copies(images_read, [k for f in every for k in f.keys], torch.cat([f.summary() for f in every]))
+        notes = [*values.notes, *copies_note(images_read, found)]
         with _timed(timings, "mutual scoring"):
             maps = self.anomaly_maps(features, reference_features, notes)
         if reference_features:
             how = "alone" if self.config.references == 0 else "too"
             notes.append(f"{len(reference_features)} reference images scored {how}.")
-        return self.assemble(category, features, maps, pool, reference_features, notes=notes, timings=timings)
+        return self.assemble(
+            category, features, maps, pool, reference_features, values=values, notes=notes, timings=timings
+        )
 
     def assemble(
         self,
@@ -114,12 +123,14 @@ class MuSc:
         references: Features | None = None,
         *,
         rescore: Rescore | None = None,
+        values: ValueRange | None = None,
         notes: Sequence[str] = (),
         timings: dict[str, float] | None = None,
     ) -> MuScResult:
         """The result that anomaly maps make: image scores, RsCIN (or `rescore` in its place), metrics, where from.
 
-        pool, references: the reference images, if any, as a category and as tokens.
+        pool, references: the reference images, if any, as a category and as tokens. values: how those of more than 8
+        bits were read.
         """
         notes, timings = [*notes, *(f"{note.name}: {note.reason}" for note in category.notes)], timings or {}
         raw_scores = maps.flatten(1).amax(dim=1)  # c_i = max of the map: [N]
@@ -141,7 +152,7 @@ class MuSc:
             class_tokens=None if features.class_tokens is None else features.class_tokens.float().cpu().numpy(),
             labels=np.array([s.label for s in features.samples], dtype=np.int64) if known else None,
             defects=tuple(s.defect for s in features.samples),
-            config=self.config,
+            config=self.config.replace(full_scale=values.full_scale) if values else self.config,
             metrics=measured,
             weights=self.backbone.weights_id,
             environment=environment(self.device),
@@ -155,11 +166,15 @@ class MuSc:
             root=os.path.abspath(category.root) if category.root else "",
         )
 
-    def features(self, samples: Sequence[Sample]) -> Features:
-        """The tokens of `samples`, from the cache where they are there."""
+    def value_range(self, *samples: Sample) -> ValueRange:
+        """What white is in those images that have more than 8 bits per channel, one for all of them."""
+        return value_range(samples, self.config.full_scale, self.config.workers)
+
+    def features(self, samples: Sequence[Sample], values: ValueRange | None = None) -> Features:
+        """The tokens of `samples`, from the cache where they are there; values: decided for more than these images."""
         c = self.config
         return extract(
-            samples,
+            (values or self.value_range(*samples)).applied(samples),
             self.backbone,
             cache=self.cache,
             batch_size=c.batch_size,

@@ -21,6 +21,7 @@ from musc import msm
 from musc.config import MuScConfig
 from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample, Skipped
+from musc.datasets.values import value_range
 from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references, stored
 from musc.pipeline import MuSc
@@ -201,7 +202,9 @@ class Stream:
         self.musc, c = musc, _streamable(musc.config)
         if c.references is not None:
             raise ConfigError(f"references = {c.references} is for whole batches: bound a stream by its capacity.")
-        normal = musc.features(as_category(references).samples) if references is not None else None
+        normal_images = as_category(references).samples if references is not None else ()
+        self.values = musc.value_range(*normal_images)
+        normal = musc.features(normal_images, self.values) if normal_images else None
         self.references = normal
         stages = [t.to(musc.device) for t in normal.patch_tokens] if normal else None
         grids = musc.backbone.grids
@@ -211,9 +214,14 @@ class Stream:
         ] = {}  # held images by name: their tokens, raw score when last seen
 
     def push(self, image: Sample | Path | str) -> Scored:
-        """Score one image, perhaps keep it. Raises DataError (unreadable, or in the pool already); the pool stays."""
+        """Score one image, perhaps keep it. Raises DataError (unreadable, or in the pool already); the pool stays.
+
+        Where images have more than 8 bits and config.full_scale is not given, the first of them decides what white is.
+        """
         sample = image if isinstance(image, Sample) else Sample(Path(image).as_posix(), Path(image))
-        features = self.musc.features([sample])
+        values = value_range([sample], self.values.full_scale)
+        features = self.musc.features([sample], values)
+        self.values = values
         twin = next((name for name, (f, _) in self.known.items() if f.keys == features.keys), None)
         if twin is not None:
             raise DataError(f"{sample.name} is in the pool already as {twin}: it would score itself, and look normal.")
@@ -239,7 +247,7 @@ class Stream:
         category = Category("stream", "pool", features.samples)
         note = f"{len(features)} of {self.pool.seen} images of the stream are held"
         pool = Category("stream", "references", self.references.samples) if self.references else None
-        return self.musc.assemble(category, features, maps, pool, self.references, notes=[note])
+        return self.musc.assemble(category, features, maps, pool, self.references, values=self.values, notes=[note])
 
     def _map(self, scores: Sequence[Tensor]) -> Tensor:
         size = self.musc.config.map_size or self.musc.backbone.image_size
@@ -301,7 +309,8 @@ def score_against(
     category = as_category(images)
     if not category.samples:
         raise DataError(category.skipped[0].reason if category.skipped else f"{category.name} holds no images.")
-    features = _new_ones(musc.features(category.samples), pool)
+    values = musc.value_range(*category.samples)  # by the earlier result's full_scale, where it has one
+    features = _new_ones(musc.features(category.samples, values), pool)
     maps = musc.anomaly_maps(features, pool)
 
     def rescore(raw: Tensor, class_tokens: Tensor | None) -> tuple[Tensor, list[str]]:
@@ -316,7 +325,7 @@ def score_against(
         return scores, notes
 
     note = f"scored against {len(pool)} images of {earlier.dataset} {earlier.category}."
-    result = musc.assemble(category, features, maps, None, pool, rescore=rescore, notes=[note])
+    result = musc.assemble(category, features, maps, None, pool, rescore=rescore, values=values, notes=[note])
     result.category = f"{category.name}_against_{earlier.category}"
     result.threshold = earlier.threshold
     result.fingerprint = hashlib.blake2b("".join([result.fingerprint, *pool.keys]).encode(), digest_size=16).hexdigest()

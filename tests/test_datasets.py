@@ -6,6 +6,7 @@ import types
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from musc.datasets import Category, Sample, detect_layout, list_categories, load, load_category
@@ -72,6 +73,9 @@ def test_one_category_is_a_root_of_its_own(mvtec, monkeypatch):
 
 def test_without_good_without_masks(tmp_path):
     root = touch(tmp_path / "cup", "test/dent/0.png", "test/dent/1.png")
+    with pytest.raises(DataError, match=r"cup/test holds dent, and no folder with a usual name for normal images"):
+        load_category(None, root)
+    touch(root, "train/good/0.png")  # the layout's own names: dent is a defect
     cup = load_category(None, root)
     assert listed(cup) == [("test/dent/0.png", 1, "dent", None), ("test/dent/1.png", 1, "dent", None)]
     assert cup.labeled
@@ -283,8 +287,23 @@ def test_links_that_run_in_circles(tmp_path):
 
 
 def test_pictures_of_an_earlier_run_are_no_input(tmp_path):
-    root = touch(tmp_path, "0.png", "results/folder/x/result.json", "results/folder/x/overlays/0.png.png")
+    from musc import MuScConfig, MuScResult
+
+    root = touch(tmp_path, "0.png", "results/folder/x/overlays/0.png.png")
+    zero = np.zeros(1, np.float32)
+    MuScResult(
+        "folder", "x", ("0.png",), zero, zero, np.zeros((1, 2, 2), np.float32), None, None, ("",), MuScConfig()
+    ).save(root / "results/folder/x")
     assert [s.name for s in load_category(None, root)] == ["0.png"]
+
+
+@pytest.mark.parametrize("text", ['{"operator": 7}', "[1]", "", "not JSON", '{"format": 1, "config": {}}', "null"])
+def test_a_users_own_result_json_hides_nothing(tmp_path, text):
+    root = touch(tmp_path / "p", "a/1.png", "a/2.png")
+    (root / "a/result.json").write_text(text)
+    category = load_category(None, root)
+    assert [s.name for s in category] == ["a/1.png", "a/2.png"]
+    assert category.skipped[0].reason == "left out, no images: a/result.json."
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

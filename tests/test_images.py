@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from musc.datasets import images
+from musc.datasets import decode, images
 from musc.datasets.images import content_key, image_size, official_rule, preprocess, read_image, read_mask, resize_mask
 from musc.errors import ConfigError, DataError
 
@@ -279,10 +279,11 @@ def test_a_failing_disk(tmp_path, monkeypatch):
 
 def test_decompression_bomb_and_a_merely_large_image(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", COLOUR)  # 35 pixels
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # Pillow would warn from here, and refuse from 40 on
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow would warn from here, and refuse from 20 on
     np.testing.assert_array_equal(pixels(path), COLOUR)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(DataError, match=r"a\.png is too large to decode .*cut it into tiles"):
+    assert Image.MAX_IMAGE_PIXELS == 10
+    monkeypatch.setattr(decode, "MAX_PIXELS", 34)
+    with pytest.raises(DataError, match=r"a\.png is too large to decode .*save it as several smaller images"):
         read_image(path)
 
 

@@ -1,20 +1,28 @@
-"""Data sets: one lister per layout, each giving a `Category` of `Sample`s. Nothing is decoded here."""
+"""Data sets: one lister per layout, each giving a `Category` of `Sample`s.
+
+Nothing is decoded but a few of the files that may be masks of others.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from musc.datasets import btad, folder, mvtec_ad, visa
-from musc.datasets.base import Category, Rendered, Sample, Skipped, Source
+from musc.datasets.base import Category, Rendered, Sample, Skipped, Source, printable
+from musc.datasets.listing import child, entries
+from musc.datasets.memory import in_memory
 from musc.errors import ConfigError, DataError
 
 LAYOUTS = ("mvtec_ad", "visa", "btad", "folder", "synthetic")
 _LISTERS = {"mvtec_ad": mvtec_ad, "visa": visa, "btad": btad, "folder": folder}
-Images = Category | Path | str | Iterable[Path | str]
+# Paths, arrays, PIL images, or a dict of them by name; one PIL image alone is refused in words.
+Images = Category | Path | str | Iterable[Any] | Image.Image
 
 __all__ = [
     "LAYOUTS", "Category", "Images", "Rendered", "Sample", "Skipped", "Source",
@@ -30,13 +38,13 @@ def detect_layout(root: Path | str) -> str:
     Raises DataError where it is no folder or may not be listed.
     """
     root = _root(root)
-    folder.entries(root)
+    entries(root)
     if visa.split_file(root).exists() or visa.prepared(root) != root:
         return "visa"
     categories = [root] if mvtec_ad.is_category(root) else [root / name for name in mvtec_ad.names(root)]
     if not categories:
         return "folder"
-    defects = {name for category in categories for name in _subfolders(category / "test")}
+    defects = {name for category in categories for name in _subfolders(child(category, "test"))}
     if defects and defects <= {"ok", "ko"}:
         return "btad"
     if defects <= {"bad", "good"} and visa.OBJECTS.issuperset(c.name for c in categories):
@@ -134,20 +142,48 @@ def load(
 
 
 def as_category(images: Images) -> Category:
-    """A Category as it is; a folder, listed by its layout; or paths, taken as unlabeled images in the given order.
+    """A Category as it is; a folder, listed by its layout; or images, unlabeled and in the given order.
+
+    images: paths, numpy arrays, PIL images (see `memory.in_memory`), or a dict of any of them by name. Those in memory
+    without a name are called image_000, image_001, ...
+
+    Raises:
+        DataError: an image given twice, or an array that is no image.
 
     Example:
-        >>> [sample.name for sample in as_category(["b.png", "a.png"])]
-        ['b.png', 'a.png']
+        >>> import numpy as np
+        >>> [sample.name for sample in as_category([np.zeros((8, 8)), np.ones((8, 8))])]
+        ['image_000', 'image_001']
     """
     if isinstance(images, Category):
         return images
     if isinstance(images, str | Path):
         return load_category(None, Path(images))
-    paths = [Path(p) for p in images]
-    if twice := [path for path, count in Counter(paths).items() if count > 1]:
-        raise DataError(f"{twice[0]} is given {paths.count(twice[0])} times: name every image once.")
-    return Category("paths", "", tuple(Sample(p.as_posix(), p) for p in paths))
+    if isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 2 or _is_colour(images):
+        raise DataError("one image alone is given: give a list of images of one product.")
+    if isinstance(images, Mapping):
+        named = [(printable(str(name)), image) for name, image in images.items()]
+    else:
+        named = [
+            (printable(Path(image).as_posix()) if isinstance(image, str | Path) else f"image_{n:03d}", image)
+            for n, image in enumerate(images)
+        ]
+    if twice := [name for name, count in Counter(name for name, _ in named).items() if count > 1]:
+        count = sum(name == twice[0] for name, _ in named)
+        raise DataError(f"{twice[0]} is given {count} times: name every image once.")
+    return Category(
+        "paths",
+        "",
+        tuple(
+            Sample(name, Path(image) if isinstance(image, str | Path) else in_memory(image, name))
+            for name, image in named
+        ),
+    )
+
+
+def _is_colour(images: Any) -> bool:
+    """Whether an array is one image [H, W, 3 or 4], not several grey ones."""
+    return getattr(images, "ndim", 0) == 3 and images.shape[-1] in (1, 3, 4)
 
 
 def _lister(layout: str | None, root: Path | str | None) -> tuple[Path, Any]:
@@ -156,13 +192,13 @@ def _lister(layout: str | None, root: Path | str | None) -> tuple[Path, Any]:
     if root is None:
         raise ConfigError(f"the layout {layout} needs the folder of the data set.")
     path = _root(root)
-    folder.entries(path)  # names a missing or forbidden folder before any layout looks into it
+    entries(path)  # names a missing or forbidden folder before any layout looks into it
     return path, _LISTERS[layout or detect_layout(path)]
 
 
-def _subfolders(path: Path) -> list[str]:
+def _subfolders(path: Path | None) -> list[str]:
     try:
-        return [f.name for f in folder.entries(path)[0]]
+        return [f.name for f in entries(path)[0]] if path else []
     except DataError:  # may not be listed: loading it says so
         return []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,20 @@ class Rendered(Protocol):
 
 
 Source = Path | Rendered
+
+
+def printable(name: str) -> str:
+    """`name` as text that every screen and file takes: bytes that are no UTF-8 and control characters as \\xNN.
+
+    Example:
+        >>> print(printable("Pr\\udcfcfling.png"))  # an old archive's name, as Python reads it
+        Pr\\xfcfling.png
+    """
+    try:
+        text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a surrogate pair, which only Windows lets into a name
+        text = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 @dataclass(frozen=True)

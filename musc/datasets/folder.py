@@ -1,14 +1,18 @@
-"""Any folder of images, without labels or masks; and the listing of files that every layout uses."""
+"""Any folder of images, as one product. Labels are known where folders are called as normal and anomalous images are.
+
+The folders normal, abnormal and mask of anomalib, and VisA's Data/Images and Data/Masks, are read this way.
+"""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from musc.datasets.base import Category, Sample, Skipped
+from musc.datasets.listing import Listing, no_images
+from musc.datasets.pairing import Masks, Split, key, match, split
+from musc.datasets.words import kind
 from musc.errors import DataError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def names(root: Path) -> list[str]:
@@ -17,84 +21,57 @@ def names(root: Path) -> list[str]:
 
 
 def load(root: Path, name: str) -> Category:
-    """Every image in `root` and below, unlabeled, as one product: files of a folder first, then its subfolders.
+    """Every image in `root` and below as one product: files of a folder first, then its subfolders.
 
-    Raises DataError where there is none.
+    Unlabeled, unless folders for normal and for anomalous images (`words.kind`), or for normal images and their
+    masks, say more. Masks are no images: they are used where images have labels, and otherwise left out.
+
+    Raises DataError where there is no image.
     """
-    skipped: list[Skipped] = []
-    samples = tuple(Sample(relative(path, root), path) for path in images_below(root, root, skipped))
-    if not samples:
-        raise DataError(no_images(root, skipped))
-    return Category("folder", name, samples, root=root, skipped=tuple(skipped))
+    listing = Listing(root)
+    found = split(listing.below(root), root)
+    if not found.photographs:
+        raise DataError(no_images(root, listing.left_out()))
+    labels = {path: _label(path, root, found.masks) for path in found.photographs}
+    if not {0, 1} <= {label for label, _ in labels.values()}:
+        samples = tuple(Sample(listing.name(path), path) for path in found.photographs)
+        return Category("folder", name, samples, root=root, skipped=(*listing.left_out(), *found.left_out(root)))
+    return _labeled(listing, name, found, labels)
 
 
-def entries(folder: Path) -> tuple[list[Path], list[Path]]:
-    """(subfolders, files) of a folder, each sorted by name; hidden ones are passed over.
+def _labeled(listing: Listing, name: str, found: Split, labels: dict[Path, tuple[int | None, str]]) -> Category:
+    root, notes = listing.base, list[Skipped]()
+    anomalous = [path for path, (label, _) in labels.items() if label == 1]
 
-    Raises DataError where the folder is missing, is none, or may not be listed.
-    """
-    try:
-        with os.scandir(folder) as scan:
-            found = sorted((e for e in scan if not e.name.startswith(".")), key=lambda e: e.name)
-            folders = [e for e in found if _is_folder(e)]
-    except FileNotFoundError:
-        raise DataError(f"{folder} does not exist: check the path.") from None
-    except NotADirectoryError:
-        raise DataError(f"{folder} is a file: name the folder that holds the images.") from None
-    except PermissionError:
-        raise DataError(f"{folder} cannot be listed, permission denied: allow reading it (chmod +rx).") from None
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed ({error.strerror}).") from None
-    return [folder / e.name for e in folders], [folder / e.name for e in found if e not in folders]
+    def without(image: Path, candidates: Sequence[Path]) -> None:
+        if found.masks:
+            text = f"it has {'several' if candidates else 'no'} masks in this folder: it is scored without."
+            notes.append(Skipped(listing.name(image), text))
 
-
-def images_below(folder: Path, base: Path, skipped: list[Skipped]) -> list[Path]:
-    """Image files of a folder and all below it. A subfolder that may not be listed goes to `skipped`, named from
-    `base`; links that lead back to a folder on the way are not followed."""
-
-    def walk(here: Path, above: tuple[str, ...]) -> list[Path]:
-        real = os.path.realpath(here)
-        if real in above:
-            return []
-        try:
-            folders, files = entries(here)
-        except DataError as error:
-            if here == base:
-                raise
-            skipped.append(Skipped(relative(here, base), str(error)))
-            return []
-        if any(f.name == "result.json" for f in files):  # pictures that an earlier run saved are no input
-            return []
-        found = [f for f in files if is_image(f)]
-        for subfolder in folders:
-            found += walk(subfolder, (*above, real))
-        return found
-
-    return walk(folder, ())
+    masks = match(anomalous, Masks(found.masks, root), without)
+    normal = sorted({folder for label, folder in labels.values() if label == 0})
+    flawed = sorted({folder for label, folder in labels.values() if label == 1})
+    notes.append(Skipped(".", f"by their folders, {', '.join(normal)} is normal, {', '.join(flawed)} anomalous."))
+    used = {part for mask in masks.values() for part in getattr(mask, "parts", (mask,))}
+    idle = Split(found.photographs, [m for m in found.masks if m not in used and not _of_normal(m, root)])
+    samples = tuple(
+        Sample(listing.name(path), path, label, "good" if label == 0 else folder, masks.get(path))
+        for path, (label, folder) in labels.items()
+    )
+    skipped = (*listing.left_out(), *found.skipped, *idle.left_out(root))
+    return Category("folder", name, samples, root=root, skipped=skipped, notes=tuple(notes))
 
 
-def is_image(path: Path) -> bool:
-    """Whether the name ends as an image's, in any letter case."""
-    return path.suffix.lower() in SUFFIXES
+def _label(path: Path, root: Path, masks: Sequence[Path]) -> tuple[int | None, str]:
+    """(0 normal, 1 anomalous or None, the folder that says it)."""
+    defects = {folder for mask in masks for folder in key(mask, root)[0]}
+    for folder in reversed(path.relative_to(root).parts[:-1]):
+        if kind(folder):
+            return (0 if kind(folder) == "good" else 1), folder
+        if folder.casefold() in defects:
+            return 1, folder
+    return None, ""
 
 
-def relative(path: Path, base: Path) -> str:
-    """The path from `base`, with forward slashes: the name of a sample."""
-    return path.relative_to(base).as_posix()
-
-
-def no_images(folder: Path, skipped: list[Skipped]) -> str:
-    """The text of the error for a folder without a single image."""
-    text = f"{folder} holds no image ({', '.join(s[1:] for s in SUFFIXES)})"
-    if skipped:
-        return f"{text}, and parts of it were left out: {skipped[0].reason}"
-    _, files = entries(folder)
-    other = f"; it does hold {files[0].name}, and other formats must be converted first" if files else ""
-    return f"{text}{other}. Name a folder with at least two images of one product."
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to where we may not look: an unreadable file, which is named when it is read
-        return False
+def _of_normal(mask: Path, root: Path) -> bool:
+    return any(kind(folder) == "good" for folder in mask.relative_to(root).parts[:-1])

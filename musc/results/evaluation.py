@@ -13,7 +13,8 @@ from torch import Tensor
 from musc import metrics
 from musc.config import MASK_PROTOCOLS
 from musc.datasets.base import Sample, Skipped
-from musc.datasets.images import image_size, official_rule, read_mask, resize_mask
+from musc.datasets.images import image_size
+from musc.datasets.masks import how_masks_were_read, load_mask, official_rule, resize_mask
 from musc.errors import DataError
 from musc.results import Metrics
 
@@ -87,14 +88,16 @@ def evaluate(
 
 def _read_masks(samples: Sequence[Sample]) -> tuple[dict[int, Any], list[str]]:
     """The masks of the anomalous images by row; a mask that is missing or does not fit is named, and left out."""
-    masks, bad = {}, []
+    masks, bad, hows = {}, [], list[str]()
     for i, sample in enumerate(samples):
         if sample.label:
             try:
                 if sample.mask is None:
                     raise DataError(f"{sample.name} has no mask.")
-                masks[i] = read_mask(sample.mask, image_size(sample.image), sample.name)
+                mask = load_mask(sample.mask, image_size(sample.image), sample.name)
+                masks[i] = mask.grey
+                hows.append(mask.how)
             except DataError as error:
                 bad.append(Skipped(sample.name, str(error)))
     notes = [f"left out of the pixel metrics: {s.reason}" for s in bad] if masks else []
-    return masks, notes
+    return masks, notes + how_masks_were_read(hows)

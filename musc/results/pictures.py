@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from musc.datasets.base import Sample
 from musc.datasets.images import image_size, read_image
+from musc.datasets.values import as_read
 from musc.errors import DataError, ResultError
 from musc.results import MuScResult
 from musc.results.folders import legal_names
@@ -53,7 +54,7 @@ def save_pictures(result: MuScResult, samples: Sequence[Sample], folder: Path) -
         ResultError: the folder cannot be written.
     """
     names = dict(zip(result.paths, legal_names([LEGEND, *result.paths], ".png")[1:], strict=True))
-    by_name = {sample.name: sample for sample in samples}
+    by_name = {sample.name: sample for sample in as_read(samples, result.config.full_scale)}
     scale = shared_scale(result)
 
     def draw_overlay(name: str, anomaly_map: NDArray[np.float32]) -> Image.Image:
@@ -199,7 +200,7 @@ def _thumbnail(sample: Sample, side: int = LONGEST_SIDE) -> Image.Image:
 
 def overview(result: MuScResult, samples: Sequence[Sample], columns: int = 8) -> Figure:
     """The most anomalous and the most normal images of a result, with their maps, in the order of their scores."""
-    by_name = {sample.name: sample for sample in samples}
+    by_name = {sample.name: sample for sample in as_read(samples, result.config.full_scale)}
     order = np.argsort(-result.image_scores, kind="stable")
     columns = min(columns, len(order))
     top = columns if len(order) <= columns else -(-columns // 2)
