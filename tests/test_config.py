@@ -3,6 +3,8 @@ import json
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from musc.config import MuScConfig
 from musc.errors import ConfigError
@@ -68,3 +70,26 @@ def test_a_help_text_is_no_part_of_what_the_numbers_depend_on(tmp_path):
         (tmp_path / f"{i}.py").write_text(text)
         digests.append(meaning(tmp_path / f"{i}.py"))
     assert digests[0] == digests[1] != digests[2]
+
+
+WHOLE = st.integers(1, 9)
+SETTINGS = {
+    "degrees": st.lists(st.sampled_from([1, 3, 5, 7, 13]), min_size=1, max_size=4).map(tuple),
+    "interval": st.tuples(st.floats(0, 0.4), st.floats(0.5, 1)),
+    "windows": st.lists(WHOLE | st.just(math.inf), max_size=3).map(tuple),
+    "stages": st.none() | st.lists(WHOLE, min_size=1, max_size=4).map(tuple),
+    "references": st.none() | WHOLE,
+    "image_size": st.none() | WHOLE,
+    "position_window": st.integers(0, 9) | st.just(math.inf),
+    "tile_overlap": st.floats(0, 0.5),
+    "full_scale": st.none() | st.floats(0.5, 1e6),
+    "seed": st.integers(0, 2**40),
+    "weights": st.none() | st.text(max_size=9),
+}
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(st.fixed_dictionaries({}, optional=SETTINGS))
+def test_settings_survive_json(chosen):
+    config = MuScConfig(**chosen)
+    assert MuScConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
