@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -181,6 +181,14 @@ class MuScConfig:
     def replace(self, **changes: Any) -> MuScConfig:
         """The same settings but for `changes`."""
         return dataclasses.replace(self, **changes)
+
+    def check_unused(self, names: Iterable[str], where: str) -> None:
+        """Raises ConfigError where one of these settings, which `where` ignores, is not at its default."""
+        for f in dataclasses.fields(self):
+            if f.name in names and getattr(self, f.name) != f.default:
+                raise ConfigError(
+                    f"{f.name} = {getattr(self, f.name)!r} is not for {where}: leave it at {f.default!r}."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for JSON; infinity is written "inf"."""

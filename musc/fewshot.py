@@ -206,11 +206,7 @@ def draw_maps(features: Features, references: Features, draws: Sequence[Draw], m
         [('MuSc', 'full-shot', (3, 64, 64)), ('MuSc+', 'full-shot', (3, 64, 64))]
     """
     check_references(features, references)
-    wanted = {"references": None, "subsets": 1, "tiles": 1, "consistency": "off"}
-    if odd := [name for name, value in wanted.items() if getattr(musc.config, name) != value]:
-        raise ConfigError(
-            f"{odd[0]} = {getattr(musc.config, odd[0])!r} is not for sweeps: leave it at {wanted[odd[0]]!r}."
-        )
+    musc.config.check_unused(("references", "subsets", "tiles", "consistency"), "sweeps")
     c, size = musc.config, musc.config.map_size or musc.backbone.image_size
     L = len(features.grids)
     total: dict[tuple[Draw, tuple[int, int]], Tensor] = {}
@@ -280,7 +276,7 @@ def sweep(
     digest = hashlib.blake2b(f"{musc.fingerprint(category, pool)}{json.dumps(plan)}".encode(), digest_size=8)
     finished = folder / f"fewshot-{category.name}-{digest.hexdigest()}.csv" if folder else None
     if finished and finished.exists():
-        return pd.read_csv(finished)
+        return pd.read_csv(finished, dtype={"category": str})
 
     values = musc.value_range(*category.samples, *pool.samples)
     features, normal = (musc.features(given.samples, values) for given in (category, pool))
