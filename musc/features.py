@@ -211,7 +211,7 @@ def stored(keys: Sequence[str], names: Sequence[str], backbone: Backbone, cache:
     if missing or not keys:
         raise DataError(
             f"the tokens of {len(missing)} of {len(keys)} images (first {missing[0] if missing else 'none'}) are not "
-            f"in {store.folder}: run the earlier images again with that cache, or name the folder that holds them."
+            f"in {store.folder}."
         )
     return rows.features([Sample(name, Path(name)) for name in names], [])
 

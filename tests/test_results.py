@@ -182,3 +182,8 @@ def test_overlays_share_one_scale(result, photos, tmp_path):
     plain, hot = np.asarray(pictures.overlay(image, low, scale)), np.asarray(pictures.overlay(image, high, scale))
     np.testing.assert_allclose(plain, np.asarray(image.convert("L").convert("RGB")), atol=1)
     assert hot.mean() != pytest.approx(plain.mean(), abs=5)
+
+
+def test_a_threshold_beyond_what_is_possible_is_said(result):
+    assert "no score can reach it" in result.decide(2.5).note
+    assert "no score can reach it" not in result.decide(1.5).note

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from musc.cli.data import add_data_options, add_reference_options, categories_of, check_references, references_of
 from musc.cli.failures import report
-from musc.cli.options import Kind, Read
-from musc.cli.outputs import add_output_options, check_folder, print_notes
+from musc.cli.outputs import add_output_options, add_threshold_option, check_folder, print_notes
 from musc.cli.settings import BY_DATA_SET, add_settings, given_settings
 from musc.config import PAPER_WINDOWS, MuScConfig
 from musc.errors import ConfigError, ResultError
@@ -31,17 +30,8 @@ def add_batch_options(sub: argparse.ArgumentParser) -> None:
     add_output_options(sub)
     sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of extracted tokens (default: OUT/.cache)")
     sub.add_argument("--no-cache", action="store_true", help="extract afresh and store no tokens")
-    sub.add_argument("--threshold", action=Read, kind=Kind(_threshold, ""), default="robust", metavar="T", help="for "
-                     "decisions and masks: robust or mixture (from the scores alone), f1-max (from labels), a number "
-                     "on the scale of raw_score, or none (default: robust)")  # fmt: skip
+    add_threshold_option(sub, default="robust", unset="robust")
     sub.add_argument("--force", action="store_true", help="compute again what is finished already")
-
-
-def _threshold(text: str) -> str | float:
-    try:
-        return float(text)
-    except ValueError:
-        return text  # a method by name
 
 
 class Batch:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from musc.cli.options import Kind, Read
 from musc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +22,20 @@ def add_output_options(sub: argparse.ArgumentParser) -> None:
     """--out and --no-overlays."""
     sub.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of results (default: results)")
     sub.add_argument("--no-overlays", action="store_true", help="write no pictures")
+
+
+def add_threshold_option(sub: argparse.ArgumentParser, *, default: str | None, unset: str) -> None:
+    """--threshold; unset: what is taken where it is not given."""
+    sub.add_argument("--threshold", action=Read, kind=Kind(_threshold, ""), default=default, metavar="T", help="for "
+                     "decisions and masks: robust or mixture (from the scores alone), f1-max (from labels), a number "
+                     f"on the scale of raw_score, or none (default: {unset})")  # fmt: skip
+
+
+def _threshold(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # a method by name
 
 
 def check_folder(path: Path, option: str) -> None:

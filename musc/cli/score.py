@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musc.cli.failures import DONE
-from musc.cli.outputs import add_output_options, check_folder, print_notes, print_scores, print_threshold
+from musc.cli.outputs import (
+    add_output_options,
+    add_threshold_option,
+    check_folder,
+    print_notes,
+    print_scores,
+    print_threshold,
+)
 from musc.cli.settings import add_settings, given_settings
 from musc.errors import ConfigError
 
@@ -27,12 +34,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     text = "score new images by the images of an earlier result, which are not compared again"
     sub = commands.add_parser("score", help=text, description=f"{text.capitalize()}.", epilog=EXAMPLES)
     sub.add_argument(
-        "images", type=Path, metavar="NEW", help="a folder of new images of the same product, or one image"
+        "images", type=Path, nargs="+", metavar="NEW", help="new images of the same product, or a folder of them"
     )
     sub.add_argument("--against", type=Path, required=True, metavar="RESULT", help="folder of an earlier result, or "
                      "one that holds a single result")  # fmt: skip
     sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of its extracted tokens, if they were moved")
     add_settings(sub, ("weights", "device"), {"weights": "those of the earlier result"})
+    add_threshold_option(sub, default=None, unset="the earlier result's")
     add_output_options(sub)
     sub.set_defaults(command=score)
 
@@ -47,13 +55,17 @@ def score(args: argparse.Namespace) -> int:
     check_folder(args.out, "--out")
     if args.cache is not None and not args.cache.is_dir():
         raise ConfigError(f"--cache {args.cache}: there is no such folder; name the one that holds the tokens.")
-    if not args.images.exists():
-        raise ConfigError(f"{args.images}: there is no such image or folder; check the path.")
+    if missing := [path for path in args.images if not path.exists()]:
+        raise ConfigError(f"{missing[0]}: there is no such image or folder; check the path.")
+    if len(args.images) > 1 and (folders := [path for path in args.images if path.is_dir()]):
+        raise ConfigError(f"{folders[0]} is a folder: give one folder, or images.")
     place = find_result(args.against)
     earlier = MuScResult.load(place)
     if args.weights is not None:
         earlier.config = earlier.config.replace(weights=given_settings(args)["weights"])
-    category = load_category(None, args.images) if args.images.is_dir() else as_category([args.images])
+    if args.threshold is not None:
+        earlier.decide(args.threshold)
+    category = load_category(None, args.images[0]) if args.images[0].is_dir() else as_category(args.images)
     cache = args.cache or _nearby_cache(place, earlier)
     result = score_against(category, earlier, cache=cache, device=args.device, progress=True)
     print_notes(result, verbose=args.verbose)

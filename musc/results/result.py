@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ FORMAT = 2
 COLUMNS = ("path", "score", "rank", "raw_score", "decision", "label", "defect")
 DATA = ("result.json", "scores.csv", "anomaly_maps.npy", "class_tokens.npy")
 PICTURES = ("overview.png", "overlays", "masks", "pictures.json")
+LARGEST = 2.0  # distance of unit vectors, and so the largest score
 Metrics = dict[str, dict[str, float]]
 
 
@@ -93,7 +94,11 @@ class MuScResult:
         It compares raw_image_scores, since c_i is the maximum of the map: an image is anomalous exactly where a pixel
         of its map is. Raises ConfigError where the method is unknown, or needs labels that are not there.
         """
-        self.threshold = choose(method, self.raw_image_scores, self.labels)
+        chosen = choose(method, self.raw_image_scores, self.labels)
+        if chosen is not None and chosen.value > LARGEST:
+            beyond = f"no score can reach it, since distances end at {LARGEST:g}: take another method, or a number."
+            chosen = replace(chosen, note=f"{chosen.note} {beyond}".strip())
+        self.threshold = chosen
         return self.threshold
 
     @property
