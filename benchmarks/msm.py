@@ -68,16 +68,14 @@ def beyond_features(N: int, side: int, C: int, block: int = 8) -> dict[str, int]
     scores: what each image's reductions leave, twice, and the pairs.
     """
     from musc.engines import cpu
+    from musc.engines.cpu.layout import Layout
 
     D, M = len(DEGREES), side * side
-    layout = cpu.Layout(side, side, DEGREES, cpu.has_integer_products())
-    ring, buffers, (best, *lists), workspace = layout.scratch(C)
-    scratch = [ring, best, *buffers, *lists[0], *lists[1], *workspace]
-    operands = (2 if layout.integer else 4) * (M + layout.n + 6) * C
+    layout = Layout(side, side, C, DEGREES, cpu.has_wide_products())
     return {
         "distances": 4 * D * N * (N - 1) * M,
-        "images": min(2 * block, N) * (4 * D * M * C + operands),
-        "buffers": torch.get_num_threads() * (sum(b.nbytes for b in scratch) + 2 * 4 * M * C),
+        "images": min(2 * block, N) * layout.bytes_per_image(),
+        "buffers": torch.get_num_threads() * layout.bytes_per_thread(),
         "scores": 4 * 2 * D * N * M + 200 * N * N,
     }
 

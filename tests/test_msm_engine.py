@@ -11,14 +11,15 @@ import numpy as np
 import plain
 import pytest
 import torch
-from test_msm import GRID, engine, tokens, use_products  # noqa: F401
+from test_msm import GRID, engine, kernels, tokens, use_engine, use_products  # noqa: F401
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import msm as bench
 from musc import msm
 from musc.engines import cpu
-from musc.engines.cpu import image, products
-from musc.engines.cpu.layout import Spare
+from musc.engines.cpu import compiled, products, search
+from musc.engines.cpu import image as preparation
+from musc.engines.cpu.layout import BufferPool, Layout
 from musc.engines.pairs import plan_pool
 
 
@@ -59,7 +60,7 @@ def test_low_precision_is_within_its_tolerance(kind, monkeypatch):
     x = tokens(4, (8, 8), C=512)
     x[1, 5:20] = x[0, 25:40] + 1e-3 * x[2, :15]
     expected = torch.from_numpy(plain.mutual_scores([x], (1, 3), (8, 8)))
-    monkeypatch.setattr(cpu, "choose", lambda *arguments: (cpu.ways(*arguments[:4])[0], {}, {}))
+    use_engine(f"8 bits, {kind}", monkeypatch)
     got = msm.mutual_scores([x], (1, 3), precision="bfloat16").double()
     assert 1e-6 < (got - expected).abs().max() < 1e-3
     near = msm.stage_distances(x, (1,), precision="bfloat16")[0, 1, 0, 5:20]
@@ -73,20 +74,21 @@ def test_margins_bound_what_rounding_does(huge, kind, monkeypatch):
     use_products(kind, monkeypatch)
     x = tokens(2, (7, 9), C=200, smooth=not huge)
     x[:, :, 3] += 50 * huge
-    layout = cpu.Layout(7, 9, (1, 3, 5), True, cpu.has_wide_products())
-    multiply = products.products_wide if layout.wide else products.products
-    for way in cpu.ways(lambda p: x[p], plan_pool(2), layout, "float32"):
-        a, b = (cpu.prepare(each, way) for each in x)
-        ring = np.zeros((66, way.n), np.float32)
-        ratio = np.float32(a.scales[1] * b.scales[1] / (a.scales[0] * b.scales[0]))
-        multiply(a.rows, b.columns, b.offset, ratio, ring, 0, len(a.rows))
-        between = ring[:63, way.place >= 0].astype(np.float64).reshape(7, 9, 7, 9)
+    layout = Layout(7, 9, 200, (1, 3, 5), kind == "AVX-512")
+    for way in compiled.candidate_layouts(lambda p: x[p], plan_pool(2), layout):
+        images, _ = way.images(2)
+        for s in range(2):
+            preparation.prepare(preparation.rotate(x[s], way), way, images, s)
+        place = way.grid.place
+        gram = np.zeros((66, len(place)), np.float32)
+        ratio = images.ratio[0] * images.ratio[1]
+        products.multiply(images.rows[0], images.columns[1], images.offset[1], ratio, gram, 0, images.rows.shape[1])
+        between = gram[:63, place >= 0].astype(np.float64).reshape(7, 9, 7, 9)
         for d, r in enumerate((1, 3, 5)):
             padded = np.pad(between, r // 2)
             sums = np.lib.stride_tricks.sliding_window_view(padded, (r, r, r, r)).sum(axis=(4, 5, 6, 7)).reshape(63, 63)
-            valid = way.place >= 0
-            cosines = a.as_rows[0][d][:, None] * sums * b.as_columns[0][d][valid]
-            margins = a.as_rows[1][d][:, None] + b.as_columns[1][d][valid]
+            cosines = images.row_scale[0, d][:, None] * sums * images.column_scale[1, d][place >= 0]
+            margins = images.row_margin[0, d][:, None] + images.column_margin[1, d][place >= 0]
             exact = plain.aggregate(x, r, (7, 9))
             error = np.abs(cosines - exact[0] @ exact[1].T)
             assert (error < margins).all()
@@ -175,33 +177,31 @@ def test_buffers_are_given_back_after_an_error(engine):  # noqa: F811
 
 
 def test_memory_comes_back_for_the_next_call_up_to_a_limit():
-    spare = Spare(1000)
-    first = spare.take(400)
-    at, view = first.ctypes.data, first[100:].view(np.float32)
-    del first
-    other = spare.take(400)
-    assert other.ctypes.data != at  # the view still lies in the first piece
-    del view
-    assert spare.take(400).ctypes.data == at
-    pieces = [spare.take(400) for _ in range(4)]
-    del pieces, other
-    assert 0 < spare.size <= 1000
-    spare.take(2000)
-    assert spare.size <= 1000
+    pool = BufferPool(1000)
+    first = pool.take(400)
+    at = first.ctypes.data
+    assert pool.take(400).ctypes.data != at  # the first piece is still out
+    pool.give(first)
+    assert pool.size == 400
+    assert pool.take(400).ctypes.data == at
+    for piece in [pool.take(400) for _ in range(4)]:
+        pool.give(piece)
+        assert 0 < pool.size <= 1000
+    pool.give(pool.take(2000))
+    assert pool.size <= 1000
 
 
 @pytest.mark.parametrize("offset", [0.0, 300.0])
-def test_doubtful_tokens_are_compared_in_full(offset):
-    """`in_full` against float64, at the border too, and where tokens have a large mean."""
+def test_tokens_with_too_many_candidates_are_compared_with_all(offset):
+    """`nearest_of_all` against float64, at the border too, and where tokens have a large mean."""
     x = tokens(2, (6, 7), C=64) + offset
-    layout = cpu.Layout(6, 7, (1, 3, 5), True, cpu.has_wide_products())
-    way = cpu.ways(lambda p: x[p], plan_pool(2), layout, "bfloat16")[0]
-    a, b = (cpu.prepare(each, way) for each in x)
-    doubtful = np.zeros(42, bool)
-    doubtful[[0, 6, 17, 41]] = True
+    layout = Layout(6, 7, 64, (1, 3, 5), False)
+    images, _ = layout.images(2)
+    for s in range(2):
+        preparation.prepare(preparation.rotate(x[s], layout), layout, images, s)
     for d, r in enumerate((1, 3, 5)):
-        squares = np.full(42, -1, np.float32)
-        image.in_full(a, b, d, doubtful, squares)
         expected = plain.distances(plain.aggregate(x, r, (6, 7)))[0, 0]
-        np.testing.assert_allclose(np.sqrt(squares[doubtful]), expected[doubtful], atol=1e-4 if offset else 1e-6)
-        assert (squares[~doubtful] == -1).all()
+        for m in (0, 6, 17, 41):
+            square, at = search.nearest_of_all(images.unit[0, d, m], images.unit[1, d], images.first[1, d])
+            assert np.sqrt(square) == pytest.approx(expected[m], abs=1e-4 if offset else 1e-6)
+            assert square == search.squared_distance(images.unit[0, d, m], images.unit[1, d, at])
