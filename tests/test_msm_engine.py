@@ -3,8 +3,11 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +20,12 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import msm as bench
 from musc import msm
 from musc.engines import cpu
-from musc.engines.cpu import compiled, products, search
+from musc.engines.cpu import compiled, compiling, products, search
 from musc.engines.cpu import image as preparation
 from musc.engines.cpu.layout import BufferPool, Layout
-from musc.engines.pairs import plan_pool
+from musc.engines.pairs import by_image, plan_pool
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 30), (10, 60), (50, 100)])
@@ -205,3 +210,166 @@ def test_tokens_with_too_many_candidates_are_compared_with_all(offset):
             square, at = search.nearest_of_all(images.unit[0, d, m], images.unit[1, d], images.first[1, d])
             assert np.sqrt(square) == pytest.approx(expected[m], abs=1e-4 if offset else 1e-6)
             assert square == search.squared_distance(images.unit[0, d, m], images.unit[1, d, at])
+
+
+FIRST_USE = """
+import sys, time, warnings
+warnings.simplefilter("error")
+import torch
+from musc import msm
+from musc.engines.cpu import compiling
+x = torch.randn(4, 30, 24, generator=torch.Generator().manual_seed(0))
+first = msm.stage_distances(x, (1, 3), grid=(5, 6))
+assert "numba" not in sys.modules
+again = time.monotonic() + float(sys.argv[1])
+while not compiling.ready() and time.monotonic() < again:
+    time.sleep(0.1)
+way = "compiled" if compiling.ready() else "torch"
+print(way, float((msm.stage_distances(x, (1, 3), grid=(5, 6)) - first).abs().max()))
+"""
+
+
+def first_use(patience, package=ROOT, **environment):
+    """What a new process prints that scores twice, and waits for kernels in between."""
+    command = [sys.executable, "-W", "error", "-c", FIRST_USE, str(patience)]
+    environment = os.environ | {"PYTHONPATH": str(package)} | environment
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=package, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    way, difference = done.stdout.split()
+    return way, float(difference)
+
+
+needs_avx2 = pytest.mark.skipif(not cpu.has_integer_products(), reason="this processor has no AVX2")
+
+
+@needs_avx2
+def test_an_edited_kernel_is_compiled_anew(tmp_path):
+    """The first use computes in torch while kernels compile, without a word or a numba; then they are used.
+
+    In a copy of the package `note_rival`'s module is what it was, and one that it calls is not: the results change.
+    """
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    way, difference = first_use(300, **cache)
+    assert way == "compiled"
+    assert 0 < difference < 1e-6
+    assert first_use(0, **cache)[0] == "compiled"
+    shutil.copytree(ROOT / "musc", tmp_path / "copy" / "musc", ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    boxes = tmp_path / "copy" / "musc" / "engines" / "cpu" / "boxes.py"
+    text = boxes.read_text()
+    assert "builder.fmul(total, factor)" in text
+    boxes.write_text(text.replace("builder.fmul(total, factor)", "builder.fneg(builder.fmul(total, factor))"))
+    way, difference = first_use(300, tmp_path / "copy", **cache)
+    assert way == "compiled"
+    assert difference > 0.1
+    assert len(list((tmp_path / "cache" / "musc" / "kernels").iterdir())) == 2
+
+
+@needs_avx2
+def test_without_a_place_to_write_the_first_use_goes_on_in_torch(tmp_path):
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file" / "folder")
+    code = "import tempfile; tempfile.gettempdir = lambda: '/proc/nowhere'\n" + FIRST_USE
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, "0"], capture_output=True, text=True, check=False, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": nowhere},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["torch", "0.0"]
+
+
+@needs_avx2
+def test_one_process_compiles_for_all(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(compiling, "folder", lambda: tmp_path)
+    monkeypatch.setattr(compiling.subprocess, "Popen", lambda *a, **k: started.append(a) or Child())
+    monkeypatch.setattr(compiling, "_children", [])
+
+    class Child:
+        returncode = None
+
+        def poll(self):
+            return None
+
+    compiling.compile_aside()
+    compiling.compile_aside()  # this process' child is at work
+    compiling._children.clear()
+    compiling.compile_aside()  # another's
+    assert len(started) == 1
+    os.utime(tmp_path / "compiling", (0, 0))  # it died
+    compiling.compile_aside()
+    assert len(started) == 2
+    compiling.finish()
+    assert compiling.ready()
+    assert not (tmp_path / "compiling").exists()
+
+
+def test_a_job_changes_over_when_kernels_are_ready(monkeypatch):
+    """Some pairs in torch, the others compiled: as if all were done in one way."""
+    x = tokens(7)
+    expected = msm.stage_distances(x, grid=GRID, block=2)
+    asked = iter([False, False, False, True])
+    monkeypatch.setattr(compiling, "ready", lambda: next(asked))
+    monkeypatch.setattr(compiling, "compile_aside", lambda: None)
+    got = msm.stage_distances(x, grid=GRID, block=2)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+    assert next(asked, None) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_tokens_that_are_not_finite_are_named(engine, value, dtype):  # noqa: F811
+    x = tokens(4).to(dtype)
+    x[2, 7, 3] = value
+    for precision in ("float32", "bfloat16"):
+        with pytest.raises(ValueError, match=r"^image 2: 1 patch tokens hold NaN or infinity, the first at patch 7"):
+            msm.mutual_scores([x], grid=GRID, precision=precision)
+    with pytest.raises(ValueError, match="^image 2"):
+        msm.mutual_scores([x], grid=GRID, position_window=1)
+    with pytest.raises(ValueError, match="^reference image 2"):
+        msm.mutual_scores([x[:2]], grid=GRID, references=[x])
+    with pytest.raises(ValueError, match="^image 2"):
+        msm.newcomer_distances(x[0], list(x[1:]), grid=GRID)
+
+
+def test_other_threads_keep_their_number_of_torch_threads(engine):  # noqa: F811
+    """Threads that are there when a run begins, and threads that begin while it runs."""
+    x, before, seen = tokens(6), torch.get_num_threads(), []
+
+    def image(p):
+        with ThreadPoolExecutor(1) as other:
+            seen.append(other.submit(torch.get_num_threads).result())
+        return x[p]
+
+    try:
+        torch.set_num_threads(3)
+        nothing = (lambda images, slots, found: seen.append(torch.get_num_threads())), (lambda count: None)
+        cpu.stage_distances(image, plan_pool(6), (1, 3), GRID, 2, *nothing)
+        assert set(seen) == {3}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_way_taken_is_logged(caplog):
+    with caplog.at_level("INFO", logger="musc.engines"):
+        msm.mutual_scores([tokens(3)], grid=GRID)
+        msm.mutual_scores([tokens(3)], grid=GRID, position_window=1)
+    said = [record.message for record in caplog.records]
+    assert said[0].startswith(("compiled: ", "gram: "))
+    assert said[1].startswith("windowed: ")
+
+
+def test_work_outside_the_pairs_is_linear_in_them():
+    """Writing 20,000 pairs' results, and grouping them, takes seconds where it is quadratic."""
+    plan = plan_pool(200)
+    start = time.process_time()
+    count = 0
+    for group in plan.blocks(100):
+        assert len({p for pair in group for p in pair}) <= 200
+        for i, others in by_image(group):
+            nothing = torch.empty(1, len(others), 1)
+            plan.write(lambda images, slots, found: None, i, others, nothing, nothing)
+            count += len(others)
+    assert count == 19900
+    assert time.process_time() - start < 2

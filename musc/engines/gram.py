@@ -16,6 +16,7 @@ token that may have the largest the distance is computed, as ||a - b||.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -25,10 +26,9 @@ from torch import Tensor
 from musc.engines.pairs import Plan, Write, by_image
 
 COSINES = 1 << 22  # held at a time (16 MiB in float32), at least those of one pair
-HELD = 1 << 25  # numbers of aggregated tokens held, of at least 16 images
+HELD = 1 << 24  # numbers of aggregated tokens held, of at least 16 images
 GATHERED = 1 << 16  # numbers of tokens gathered at a time: what stays in the cache
 CHEAP = 24  # box sums of degree r take as long as a product of CHEAP (r + 2) channels
-ROUNDOFF = {torch.float32: 4e-7, torch.float64: 1e-15}  # of a cosine, relative to the lengths that were multiplied
 
 
 class Images(NamedTuple):
@@ -67,7 +67,9 @@ def prepare(tokens: Tensor, degrees: Sequence[int], grid: tuple[int, int]) -> Im
     met = torch.stack([summed(raw.norm(dim=1), r)[:, 0] for r in degrees])  # [D, M]: lengths that were added up
     scale = 1 / unit.norm(dim=2).clamp_min(1e-12)  # [D, M]
     unit *= scale[..., None]
-    error = (ROUNDOFF[raw.dtype] * (met * scale).square()).clamp_max(4)
+    # rounding errors of C products add up as a random walk, relative to the lengths that were multiplied
+    roundoff = torch.finfo(raw.dtype).eps * (8 + math.sqrt(raw.shape[1]))
+    error = (roundoff * (met * scale).square()).clamp_max(4)
     return Images(raw, unit, scale, error, torch.stack([first_of_equals(u) for u in unit]))
 
 

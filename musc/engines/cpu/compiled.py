@@ -16,7 +16,7 @@ from musc.engines.cpu import search
 from musc.engines.cpu.layout import POOL, Buffers, Layout
 from musc.engines.pairs import Plan, Write, by_image
 
-HELD = 256 << 20  # bytes of prepared images; at least 16 images are held
+HELD = 64 << 20  # bytes of prepared images; at least 16 images are held
 NARROW = 256  # channels up to which 16-bit products cost less than what 8-bit ones ask for
 
 
