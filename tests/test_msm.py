@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import plain
@@ -62,10 +63,16 @@ def engine(request, monkeypatch):
     use_engine(request.param, monkeypatch)
 
 
+@cache
+def two_stages(N):
+    """Tokens of two stages, and their scores by brute force."""
+    stages = [tokens(N), tokens(N, C=17, seed=1, smooth=False)]
+    return stages, plain.mutual_scores(stages, grid=GRID)
+
+
 @pytest.mark.parametrize("N", [2, 3, 4, 5, 9])
 def test_scores_equal_float64_brute_force(engine, N):
-    stages = [tokens(N), tokens(N, C=17, seed=1, smooth=False)]
-    expected = plain.mutual_scores(stages, grid=GRID)
+    stages, expected = two_stages(N)
     got = msm.mutual_scores(stages, grid=GRID)
     assert torch.isfinite(got).all()
     np.testing.assert_allclose(got, expected, atol=1e-6)

@@ -83,7 +83,8 @@ def test_margins_bound_what_rounding_does(huge, kind, monkeypatch):
     for way in compiled.candidate_layouts(lambda p: x[p], plan_pool(2), layout):
         images, _ = way.images(2)
         for s in range(2):
-            preparation.prepare(preparation.rotate(x[s], way), way, images, s)
+            rotated = preparation.rotate(x[s], way, preparation.room(way))
+            preparation.prepare(rotated, way, images, s)
         place = way.grid.place
         gram = np.zeros((66, len(place)), np.float32)
         ratio = images.ratio[0] * images.ratio[1]
@@ -203,13 +204,14 @@ def test_tokens_with_too_many_candidates_are_compared_with_all(offset):
     layout = Layout(6, 7, 64, (1, 3, 5), False)
     images, _ = layout.images(2)
     for s in range(2):
-        preparation.prepare(preparation.rotate(x[s], layout), layout, images, s)
+        rotated = preparation.rotate(x[s], layout, preparation.room(layout))
+        preparation.prepare(rotated, layout, images, s)
     for d, r in enumerate((1, 3, 5)):
         expected = plain.distances(plain.aggregate(x, r, (6, 7)))[0, 0]
         for m in (0, 6, 17, 41):
-            square, at = search.nearest_of_all(images.unit[0, d, m], images.unit[1, d], images.first[1, d])
+            square, at = search.nearest_of_all(images, 0, m, 1, d)
             assert np.sqrt(square) == pytest.approx(expected[m], abs=1e-4 if offset else 1e-6)
-            assert square == search.squared_distance(images.unit[0, d, m], images.unit[1, d, at])
+            assert square == search.squared_distance(images.unit, 0, m, 1, at, d)
 
 
 FIRST_USE = """
@@ -324,11 +326,11 @@ def test_tokens_that_are_not_finite_are_named(engine, value, dtype):  # noqa: F8
     for precision in ("float32", "bfloat16"):
         with pytest.raises(ValueError, match=r"^image 2: 1 patch tokens hold NaN or infinity, the first at patch 7"):
             msm.mutual_scores([x], grid=GRID, precision=precision)
-    with pytest.raises(ValueError, match="^image 2"):
+    with pytest.raises(ValueError, match=r"^image 2"):
         msm.mutual_scores([x], grid=GRID, position_window=1)
-    with pytest.raises(ValueError, match="^reference image 2"):
+    with pytest.raises(ValueError, match=r"^reference image 2"):
         msm.mutual_scores([x[:2]], grid=GRID, references=[x])
-    with pytest.raises(ValueError, match="^image 2"):
+    with pytest.raises(ValueError, match=r"^image 2"):
         msm.newcomer_distances(x[0], list(x[1:]), grid=GRID)
 
 

@@ -154,7 +154,8 @@ def stage_distances(
     meets several at a time, as many as `COSINES` has room for: operations on one small grid would take less time than
     starting them.
     """
-    (M, C), held = image(0).shape, {}
+    M, C = image(0).shape
+    held: dict[int, Images] = {}
     step = max(1, min(COSINES // M**2, plan.P))
     done: set[tuple[int, int]] = set()
     for group in plan.blocks(block or max(8, HELD // (len(degrees) * M * C))):

@@ -31,6 +31,9 @@ class WorkerPool:
             buffers, memory = layout.buffers()
             self.memory.append(memory)
             self.free.put(buffers)
+        self.rooms = SimpleQueue[preparation.Room]()
+        for _ in range(threads + 1):
+            self.rooms.put(preparation.room(layout))
         self.slots: dict[int, int] = {}
         self.executor = ThreadPoolExecutor(threads)
 
@@ -51,11 +54,18 @@ class WorkerPool:
         started = []
         for p in (p for p in needed if p not in self.slots):
             self.slots[p] = free.pop(0)
+            room = self.rooms.get()
             # here, where torch has its own threads; what follows uses none of torch
-            rotated = preparation.rotate(image(p), self.layout)
-            started.append(self.executor.submit(preparation.prepare, rotated, self.layout, self.images, self.slots[p]))
+            rotated = preparation.rotate(image(p), self.layout, room)
+            started.append(self.executor.submit(self._prepare, rotated, self.slots[p], room))
         for task in started:
             task.result()
+
+    def _prepare(self, rotated: tuple[np.ndarray, np.ndarray, np.ndarray], s: int, room: preparation.Room) -> None:
+        try:
+            preparation.prepare(rotated, self.layout, self.images, s)
+        finally:
+            self.rooms.put(room)
 
     def compare(self, i: int, others: Sequence[int]) -> Future[tuple[np.ndarray, np.ndarray, int]]:
         """Starts comparing image i with k others: distances [k, D, M] to them and of them, and the number computed."""

@@ -15,17 +15,22 @@ LIKELY = 2.0  # standard deviations of the rounding error that margins cover whe
 CLIP = 4.6  # standard deviations of 8-bit values that their range holds
 DIRECTIONS = 64  # whose products take 16 bits
 TINY = np.float32(1e-20)
+Room = tuple[Tensor, Tensor]  # for one image in preparation: [M, C] and [M, 64 spans], at first zeros
 
 
-def rotate(tokens: Tensor, layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def room(layout: Layout) -> Room:
+    M = layout.H * layout.W
+    return torch.empty(M, layout.C), torch.zeros(M, 4 * products.SPAN * layout.spans)
+
+
+def rotate(tokens: Tensor, layout: Layout, room: Room) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One image's tokens [M, C], centred; of those the coordinates that take 16 bits, and the others [M, 64 spans].
 
     LayerNorm over the whole map is a shift and a scale per image, and the scale goes in the L2 norm: only the shift is
     done.
     """
-    raw = tokens.float()
-    raw = raw - raw.mean(dtype=torch.float64).float()  # [M, C]
-    low = torch.zeros(len(raw), 4 * products.SPAN * layout.spans)  # zeros fill the last span
+    raw, low = room
+    torch.sub(tokens.float(), tokens.mean(dtype=torch.float64).float(), out=raw)
     if layout.rotation is None:
         return raw.numpy(), raw.numpy(), low.numpy()
     A, V = (torch.from_numpy(matrix) for matrix in layout.rotation)
@@ -54,7 +59,10 @@ def prepare(rotated: tuple[np.ndarray, np.ndarray, np.ndarray], layout: Layout, 
     panels = images.rows[s], images.columns[s], images.offset[s]
     kernels.pack(low, high, scales, top, grid.pitch, grid.W, *panels, error)
     images.ratio[s] = scales[1] / scales[0]
-    if layout.rotation is not None:
+    if layout.rotation is not None and layout.tolerance:
+        kernels.lengths(low, left)  # independent errors of r^2 tokens add up to r of them
+        spread = neighbourhoods(left, grid.H, grid.W, grid.halves) / (2 * grid.halves[:, None] + 1)
+    elif layout.rotation is not None:
         _boxes(low, grid, None, spread)  # of what is left out
     inverse = 1 / np.maximum(size, TINY)  # [D, M]
     met = neighbourhoods(length, grid.H, grid.W, grid.halves) * inverse  # lengths that meet in a neighbourhood

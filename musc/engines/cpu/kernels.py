@@ -12,17 +12,23 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infi
 
 @kernel(fastmath=FAST)
 def add_rows(rows, first, step, count, out):
-    """out [C] = sum of `count` of the rows [R, C], from `first` in steps of `step`; two at a time."""
-    for c in range(out.shape[0]):
-        out[c] = rows[first, c]
-    for t in range(1, count - 1, 2):
-        a, b = rows[first + t * step], rows[first + (t + 1) * step]
-        for c in range(out.shape[0]):
-            out[c] += a[c] + b[c]
-    if count % 2 == 0:
-        a = rows[first + (count - 1) * step]
-        for c in range(out.shape[0]):
-            out[c] += a[c]
+    """out [C] = sum of `count` of the rows [R, C], from `first` in steps of `step`; four at a time."""
+    a, b, c, d = first, first + step, first + 2 * step, first + 3 * step
+    if count == 3:
+        for k in range(out.shape[0]):
+            out[k] = rows[a, k] + rows[b, k] + rows[c, k]
+        return
+    for k in range(out.shape[0]):
+        out[k] = rows[a, k]
+    done = 1
+    while done < count:
+        some = min(4, count - done)
+        b = first + done * step
+        c, d, e = b + step * (some > 1), b + 2 * step * (some > 2), b + 3 * step * (some > 3)
+        two, three, four = np.float32(some > 1), np.float32(some > 2), np.float32(some > 3)
+        for k in range(out.shape[0]):
+            out[k] += rows[b, k] + two * rows[c, k] + three * rows[d, k] + four * rows[e, k]
+        done += some
 
 
 @kernel(fastmath=FAST)

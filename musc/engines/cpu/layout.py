@@ -173,7 +173,7 @@ class Layout:
         return _size(self._images(1))
 
     def bytes_per_thread(self) -> int:
-        return _size(self._buffers()) + 4 * self.H * self.W * (self.C + 4 * SPAN)
+        return _size(self._buffers()) + 2 * 4 * self.H * self.W * (2 * self.C + 4 * SPAN)  # and rooms to prepare images
 
     def images(self, S: int) -> tuple[Images, np.ndarray]:
         """Room for S images, and the memory it lies in."""
@@ -197,7 +197,8 @@ def _size(kinds: list[tuple[tuple[int, ...], type]]) -> int:
 def _arrays(kinds: list[tuple[tuple[int, ...], type]]) -> tuple[list[np.ndarray], np.ndarray]:
     """Arrays of given shapes and types in one piece of memory, at multiples of 64 bytes."""
     memory = POOL.take(_size(kinds))
-    at, out = -memory.ctypes.data % 64, []
+    at = -memory.ctypes.data % 64
+    out: list[np.ndarray] = []
     for shape, kind in kinds:
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
         out.append(memory[at : at + size].view(kind).reshape(shape))

@@ -23,31 +23,33 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infi
 
 
 @kernel(fastmath=FAST)
-def squared_distance(a, b):
-    """|| a - b ||^2 of two tokens [C]."""
+def squared_distance(unit, a, m, b, n, d):
+    """|| a_m - b_n ||^2 of two aggregated tokens at the d-th degree, out of `Images.unit`."""
     total = np.float32(0)
-    for c in range(a.shape[0]):
-        total += (a[c] - b[c]) * (a[c] - b[c])
+    for c in range(unit.shape[3]):
+        difference = unit[a, d, m, c] - unit[b, d, n, c]
+        total += difference * difference
     return total
 
 
 @kernel
-def nearest_of_all(token, others, first):
-    """The smallest squared distance of a token [C] to all `others` [M, C] but repeated ones, and which it is."""
+def nearest_of_all(images, a, m, b, d):
+    """The smallest squared distance of a_m to all tokens of b but repeated ones, and which it is."""
+    unit, first = images.unit, images.first
     best, at = FURTHEST, 0
-    for j in range(others.shape[0]):
-        if first[j] == j:
-            found = squared_distance(token, others[j])
+    for n in range(unit.shape[2]):
+        if first[b, d, n] == n:
+            found = squared_distance(unit, a, m, b, n, d)
             if found < best:
-                best, at = found, j
+                best, at = found, n
                 if best < EQUAL:
                     break
     return best, at
 
 
-@kernel
-def nearest_of_candidates(token, others, which, upper, count, best):
-    """The smallest squared distance to `count` candidates, most promising first, which it is, and how many it took.
+@kernel(forceinline=True)
+def nearest_of_candidates(unit, a, m, b, d, which, upper, count, best):
+    """The smallest squared distance of a_m to `count` tokens of b, most promising first, which, and how many it took.
 
     upper: bounds of their cosines; what cannot beat the distance found so far (`best` at first) is left out.
     """
@@ -60,7 +62,7 @@ def nearest_of_candidates(token, others, which, upper, count, best):
         if upper[k] < np.float32(1) - best / 2 - EXACT:
             break
         upper[k] = NOTHING
-        found = squared_distance(token, others[which[k]])
+        found = squared_distance(unit, a, m, b, which[k], d)
         done += 1
         if found < best:
             best, at = found, which[k]
@@ -68,8 +70,9 @@ def nearest_of_candidates(token, others, which, upper, count, best):
 
 
 @kernel(forceinline=True)
-def row_candidates(upper, margin, own, tops, candidates, bounds):
+def row_candidates(buffers, margin, b, d, own):
     """Columns that may hold the row's largest cosine, given the margins of error; their number (KEPT + 1: too many)."""
+    upper, tops, candidates, bounds = buffers.upper, buffers.tops, buffers.candidates, buffers.bounds
     top = NOTHING
     for k in range(len(tops) - 8, len(tops)):
         top = max(top, tops[k])
@@ -78,7 +81,8 @@ def row_candidates(upper, margin, own, tops, candidates, bounds):
         if tops[t] == top:
             for i in range(t // 8 * CHUNK + t % 8, (t // 8 + 1) * CHUNK, 8):
                 if upper[i] == top:  # never where there is no token
-                    floor = max(floor, upper[i] - 2 * margin[i] - own)
+                    floor = max(floor, upper[i] - 2 * margin[b, d, i] - own)
+            break
     for t in range(len(tops) - 8):
         if tops[t] + own >= floor:
             for i in range(t // 8 * CHUNK + t % 8, (t // 8 + 1) * CHUNK, 8):
@@ -124,11 +128,11 @@ def note_rival(buffers, margin, b, d, m, own):
 @kernel(forceinline=True)
 def resolve_row(images, a, b, d, m, grid, buffers, tolerance, to_b):
     """The squared distance of token m of image a to its nearest in b; the number of distances that it took."""
-    own, margin, upper = images.row_margin[a, d, m], images.column_margin[b, d], buffers.upper
-    candidates, bounds = buffers.candidates, buffers.bounds
-    count = row_candidates(upper, margin, own, buffers.tops, candidates, bounds)
+    own, margin, upper = images.row_margin[a, d, m], images.column_margin, buffers.upper
+    candidates, bounds, winner = buffers.candidates, buffers.bounds, buffers.winner
+    count = row_candidates(buffers, margin, b, d, own)
     if count > KEPT:
-        to_b[d, m], buffers.winner[d, m] = nearest_of_all(images.unit[a, d, m], images.unit[b, d], images.first[b, d])
+        to_b[d, m], winner[d, m] = nearest_of_all(images, a, m, b, d)
         return grid.H * grid.W
     if tolerance > 0:
         k = 0
@@ -136,14 +140,14 @@ def resolve_row(images, a, b, d, m, grid, buffers, tolerance, to_b):
             if bounds[t] > bounds[k]:
                 k = t
         i = candidates[k]
-        square = 2 - 2 * (upper[i] - margin[i])
-        if square > 0 and own + margin[i] <= tolerance * np.sqrt(square):
-            to_b[d, m], buffers.winner[d, m] = square, -1
+        square = 2 - 2 * (upper[i] - margin[b, d, i])
+        if square > 0 and own + margin[b, d, i] <= tolerance * np.sqrt(square):
+            to_b[d, m], winner[d, m] = square, -1
             return 0
     for k in range(count):
         candidates[k] = grid.place[candidates[k]]
-    found = nearest_of_candidates(images.unit[a, d, m], images.unit[b, d], candidates, bounds, count, FURTHEST)
-    to_b[d, m], buffers.winner[d, m] = found[0], found[1]
+    found = nearest_of_candidates(images.unit, a, m, b, d, candidates, bounds, count, FURTHEST)
+    to_b[d, m], winner[d, m] = found[0], found[1]
     return found[2]
 
 
@@ -219,7 +223,7 @@ def resolve_columns(images, a, b, grid, buffers, tolerance, to_b, to_a):
     """Squared distances [D, M] of b's tokens, after `score_rows` has seen all of a; the number that it took."""
     done = 0
     for d in range(len(grid.halves)):
-        first_a, first_b, unit_a, unit_b = images.first[a, d], images.first[b, d], images.unit[a, d], images.unit[b, d]
+        first_a, first_b = images.first[a, d], images.first[b, d]
         for m in range(len(first_a)):
             if first_a[m] != m:
                 to_b[d, m], buffers.winner[d, m] = to_b[d, first_a[m]], buffers.winner[d, first_a[m]]
@@ -230,7 +234,7 @@ def resolve_columns(images, a, b, grid, buffers, tolerance, to_b, to_a):
             count, margin = buffers.rival_counts[d, i], images.column_margin[b, d, i]
             rivals, bounds = buffers.rivals[d, i], buffers.rival_bounds[d, i]
             if count > KEPT:
-                to_a[d, m], _ = nearest_of_all(unit_b[m], unit_a, first_a)
+                to_a[d, m], _ = nearest_of_all(images, b, m, a, d)
                 done += len(first_a)
                 continue
             found, kept, largest, error = FURTHEST, 0, NOTHING, np.float32(0)
@@ -249,7 +253,7 @@ def resolve_columns(images, a, b, grid, buffers, tolerance, to_b, to_a):
             if tolerance > 0 and square > 0 and error <= tolerance * np.sqrt(square):
                 to_a[d, m] = square
                 continue
-            nearest = nearest_of_candidates(unit_b[m], unit_a, rivals, bounds, kept, found)
+            nearest = nearest_of_candidates(images.unit, b, m, a, d, rivals, bounds, kept, found)
             to_a[d, m] = nearest[0]
             done += nearest[2]
         for m in range(len(first_b)):
