@@ -54,7 +54,11 @@ from musc.results import figures, pictures
 
 workplace = tempfile.TemporaryDirectory()
 here = Path(workplace.name)
-folder = Path(photographs).expanduser() if photographs else here / "photographs"
+folder = (
+    Path(photographs).expanduser().absolute()
+    if photographs
+    else here / "photographs"
+)
 truth = {}
 if not photographs:  # as a camera would leave them: numbers, no labels
     folder.mkdir()
@@ -63,9 +67,9 @@ if not photographs:  # as a camera would leave them: numbers, no labels
     for n, sample in enumerate(chosen):
         read_image(sample.image).save(folder / f"part_{n:03d}.png")
         truth[f"part_{n:03d}.png"] = sample.label  # for the exercises only
-print(
-    f"{len(list(folder.iterdir()))} files, such as {sorted(f.name for f in folder.iterdir())[0]}"
-)
+photos = load_category("folder", folder)
+files = [sample.image for sample in photos.samples]
+print(f"{len(files)} images, such as {photos.samples[0].name}")
 
 # %% [markdown]
 # ## From Python: one call
@@ -76,7 +80,6 @@ first = result.paths[result.ranks.argmin()]
 print(f"{len(result)} images scored; the most anomalous: {first}")
 
 # %% mystnb={"figure": {"caption": "The first thing to look at: most and least anomalous images with their maps.", "name": "fig-own-overview"}, "image": {"alt": "A row of images by falling score, with overlays below."}}
-photos = load_category("folder", folder)
 pictures.overview(result, photos.samples)
 
 # %% [markdown]
@@ -112,9 +115,8 @@ shell("run", folder, "--layout", "folder", "--out", out, "--backbone", backbone)
 
 # %%
 done = next(out.rglob("scores.csv")).parent
-files = sorted(f.relative_to(done) for f in done.rglob("*") if f.is_file())
 by_kind = {}
-for file in files:
+for file in sorted(f.relative_to(done) for f in done.rglob("*") if f.is_file()):
     kind = file.parts[0] if len(file.parts) > 1 else file.name
     by_kind[kind] = by_kind.get(kind, 0) + 1
 print("\n".join(f"{n:3d}  {kind}" for kind, n in by_kind.items()))
@@ -166,11 +168,11 @@ figures.panels([pictures], titles=[[Path(name).stem for name in top]], side=2)
 # %%
 alone = here / "alone"
 alone.mkdir()
-example = sorted(folder.iterdir())[0]
+example = files[0]
 (alone / example.name).write_bytes(example.read_bytes())
 damaged = here / "damaged"
 damaged.mkdir()
-for photo in sorted(folder.iterdir())[:5]:
+for photo in files[:5]:
     (damaged / photo.name).write_bytes(photo.read_bytes())
 (damaged / "cut_off.png").write_bytes(example.read_bytes()[:2000])
 
@@ -245,12 +247,14 @@ if truth:
 # ````
 
 # %% tags=["solution"]
-paths = sorted(folder.iterdir())
-new, known = [paths[0]], paths[1:]
+by_name = {sample.name: sample.image for sample in photos.samples}
+paths = [by_name[name] for name in result.paths]
+one = next(  # no copy of another, which would be its reference
+    i for i, key in enumerate(result.keys) if result.keys.count(key) == 1
+)
+new, known = [paths[one]], paths[:one] + paths[one + 1 :]
 single = MuSc(MuScConfig(backbone=backbone)).run(new, references=known)
-batch = result.raw_image_scores[
-    [Path(p).name for p in result.paths].index(paths[0].name)
-]
+batch = result.raw_image_scores[one]
 assert np.isclose(single.raw_image_scores[0], batch, atol=1e-4)
 print("alone against the others: the raw score is the one of the batch")
 

@@ -269,10 +269,13 @@ def test_anomalibs_folders(tmp_path):
         ("good/0.jpg", 0, None), ("good/1.jpg", 0, None),
     }  # fmt: skip
     assert "good is normal, crack anomalous" in said(toy)
+    assert toy.skipped == ()
     flat = make(tmp_path / "flat", ["normal/a.png", "abnormal/b.png", "abnormal/c.png"], ["mask/b.png", "mask/c.png"])
     category = load_category(None, flat)
     assert category.has_masks
     assert [s.label for s in category] == [1, 1, 0]
+    make(flat, masks=["mask/of_another.png"])
+    assert "1 files are taken for masks" in said(load_category(None, flat))
 
 
 def test_visa_without_its_csv(tmp_path):

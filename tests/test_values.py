@@ -168,6 +168,11 @@ def test_floats_share_their_unit(tmp_path, white):
     assert not b.any()
 
 
+def test_black_floats_and_black_integers(tmp_path):
+    assert value_range(samples(tmp_path, a=np.zeros((4, 4), np.float32))).full_scale == 1
+    assert value_range(samples(tmp_path / "whole", a=np.zeros((4, 4), np.uint16))).full_scale == 255
+
+
 @pytest.mark.parametrize(("odd", "value"), [(1.02, "1.02"), (200.0, "200")])
 def test_one_pixel_changes_no_scale_in_silence(tmp_path, odd, value):
     frames = {f"f{i}": RNG.random((5, 5)).astype(np.float32) for i in range(8)}

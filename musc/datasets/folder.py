@@ -10,6 +10,7 @@ from pathlib import Path
 
 from musc.datasets.base import Category, Sample, Skipped
 from musc.datasets.listing import Listing, no_images
+from musc.datasets.masks import Union
 from musc.datasets.pairing import Masks, Split, key, match, split
 from musc.datasets.words import kind
 from musc.errors import DataError
@@ -52,7 +53,7 @@ def _labeled(listing: Listing, name: str, found: Split, labels: dict[Path, tuple
     normal = sorted({folder for label, folder in labels.values() if label == 0})
     flawed = sorted({folder for label, folder in labels.values() if label == 1})
     notes.append(Skipped(".", f"by their folders, {', '.join(normal)} is normal, {', '.join(flawed)} anomalous."))
-    used = {part for mask in masks.values() for part in getattr(mask, "parts", (mask,))}
+    used = {part for mask in masks.values() for part in (mask.parts if isinstance(mask, Union) else (mask,))}
     idle = Split(found.photographs, [m for m in found.masks if m not in used and not _of_normal(m, root)])
     samples = tuple(
         Sample(listing.name(path), path, label, "good" if label == 0 else folder, masks.get(path))

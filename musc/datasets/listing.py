@@ -22,6 +22,8 @@ UNREAD = (
     ".heic", ".heif", ".jxl", ".exr", ".hdr", ".svg", ".eps", ".pdf", ".dcm", ".raw", ".dng", ".cr2", ".cr3", ".nef",
     ".arw", ".orf", ".raf", ".rw2", ".mp4", ".avi", ".mov", ".mkv", ".npy", ".npz",
 )  # fmt: skip
+# Files that often lie beside images in great numbers, and need not be opened to know that they are none.
+NO_PICTURES = (".txt", ".json", ".xml", ".csv", ".yaml", ".yml", ".md", ".html", ".py", ".zip", ".log")
 SYSTEM = frozenset(["thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "lost+found",
                     "$recycle.bin", "system volume information", "picasa.ini"])  # fmt: skip
 RESULT_FIELDS = {"format", "fingerprint", "config", "weights"}  # of the result.json of a `MuScResult`
@@ -158,7 +160,7 @@ def is_image(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
         return suffix in readable_suffixes()
-    return is_picture(path)
+    return suffix not in NO_PICTURES and is_picture(path)
 
 
 def any_image(folder: Path, depth: int = 4) -> Path | None:

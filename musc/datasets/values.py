@@ -278,7 +278,9 @@ def _bits(measured: Sequence[Measured]) -> tuple[int, str]:
 
 
 def _unit(measured: Sequence[Measured]) -> float:
-    units = {m.sample.name: _own_scale(True, m.largest) for m in measured if m.largest > 0}
+    units = {m.sample.name: _own_scale(True, m.largest) for m in measured if m.largest > 0}  # black fits every unit
+    if not units:
+        return UNITS[0]
     largest = max(measured, key=lambda m: m.largest)
     if largest.largest > UNITS[-1]:
         raise DataError(
@@ -287,7 +289,7 @@ def _unit(measured: Sequence[Measured]) -> float:
         )
     low = next((m for m in measured if units.get(m.sample.name, np.inf) < units[largest.sample.name]), None)
     if low is None:
-        return units.get(largest.sample.name, 1.0)
+        return units[largest.sample.name]
     others = sum(unit == units[low.sample.name] for unit in units.values())
     raise DataError(
         f"{largest.sample.name} holds values up to {largest.largest:g}, and {others} of {len(measured)} float images "
