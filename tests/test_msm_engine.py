@@ -73,12 +73,18 @@ def test_low_precision_is_within_its_tolerance(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["AVX2", "AVX-512"])
-@pytest.mark.parametrize("huge", [False, True])
-def test_margins_bound_what_rounding_does(huge, kind, monkeypatch):
-    """The certificate itself: every cosine of the rounded products lies within both tokens' margins of float64's."""
+@pytest.mark.parametrize("which", ["smooth", "one huge channel", "in few directions"])
+def test_margins_bound_what_rounding_does(which, kind, monkeypatch):
+    """The certificate itself: every cosine of the rounded products lies within both tokens' margins of float64's.
+
+    In few directions: what takes 16 bits is nearly all of a token, and its rounding error nearly all of the error.
+    """
     use_products(kind, monkeypatch)
-    x = tokens(2, (7, 9), C=200, smooth=not huge)
-    x[:, :, 3] += 50 * huge
+    x = tokens(2, (7, 9), C=200, smooth=which == "smooth")
+    if which == "one huge channel":
+        x[:, :, 3] += 50
+    elif which == "in few directions":
+        x = tokens(2, (7, 9), C=3) @ torch.randn(3, 200, generator=torch.Generator().manual_seed(0)) + 1e-4 * x
     layout = Layout(7, 9, 200, (1, 3, 5), kind == "AVX-512")
     for way in compiled.candidate_layouts(lambda p: x[p], plan_pool(2), layout):
         images, _ = way.images(2)
@@ -221,8 +227,9 @@ import torch
 from musc import msm
 from musc.engines.cpu import compiling
 x = torch.randn(4, 30, 24, generator=torch.Generator().manual_seed(0))
+was_ready = compiling.ready()
 first = msm.stage_distances(x, (1, 3), grid=(5, 6))
-assert "numba" not in sys.modules
+assert was_ready or "numba" not in sys.modules
 again = time.monotonic() + float(sys.argv[1])
 while not compiling.ready() and time.monotonic() < again:
     time.sleep(0.1)

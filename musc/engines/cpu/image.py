@@ -44,7 +44,7 @@ def prepare(rotated: tuple[np.ndarray, np.ndarray, np.ndarray], layout: Layout, 
     """Makes what `rotate` returned the s-th of the images.
 
     What rounding leaves out of a token is measured, and summed over neighbourhoods as the tokens are. By Cauchy and
-    Schwarz it changes a cosine by no more than its share of the aggregated token's length (`margins`).
+    Schwarz it changes a cosine by no more than its share of the aggregated token's length (`margins8`, `margins16`).
     """
     raw, high, low = rotated
     (M, C), D, grid = raw.shape, len(layout.degrees), layout.grid
@@ -68,12 +68,11 @@ def prepare(rotated: tuple[np.ndarray, np.ndarray, np.ndarray], layout: Layout, 
     met = neighbourhoods(length, grid.H, grid.W, grid.halves) * inverse  # lengths that meet in a neighbourhood
     lost = neighbourhoods(error, grid.H, grid.W, grid.halves) * inverse  # and of those the parts left out
     slack = SUMMED + C * ROUNDING
-    if layout.rotation is None:
-        margin = lost + lost**2 / 2
-    else:
+    margin = slack * met**2 / 2 + margins16(lost, layout)
+    if layout.rotation is not None:
         beyond = np.sqrt(np.maximum(1 - (along * inverse) ** 2, 0)) + slack * met  # length of what takes 8 bits
-        margin = margins(lost + spread * inverse, beyond, C, top, layout)
-    margin = np.minimum(margin + slack * met**2 / 2, 2).astype(np.float32)
+        margin += margins8(spread * inverse, beyond, top, layout)
+    margin = np.minimum(margin, 2).astype(np.float32)
     first = np.stack([first_of_equals(size[d], images.unit[s, d]) for d in range(D)])
     own, there = first == np.arange(M), grid.place >= 0
     inverse /= scales[1]
@@ -103,14 +102,20 @@ def _scales(length, left, high, low, layout: Layout) -> tuple[np.ndarray, int]:
     return np.array([scale8, scale16], np.float32), top
 
 
-def margins(lost: np.ndarray, beyond: np.ndarray, C: int, top: int, layout: Layout) -> np.ndarray:
-    """Margins [D, M] such that the sum of two tokens' margins bounds what rounding does to their cosine.
+def margins16(lost: np.ndarray, layout: Layout) -> np.ndarray:
+    """[D, M], for 16-bit rounding errors of relative length `lost`: their products are with tokens of length 1."""
+    likely = min(1, LIKELY / np.sqrt(layout.K)) if layout.tolerance else 1
+    return lost * likely + lost**2 / 2
 
-    lost: length of rounding errors; beyond: of what was rounded; both relative. They enter a cosine as
-    lost_a beyond_b + beyond_a lost_b + lost_a lost_b, and x y <= (x^2 / t + t y^2) / 2 for any t makes that a sum.
+
+def margins8(lost: np.ndarray, beyond: np.ndarray, top: int, layout: Layout) -> np.ndarray:
+    """[D, M], for 8-bit rounding errors of relative length `lost`; `beyond`: length of what was rounded.
+
+    They enter a cosine as lost_a beyond_b + beyond_a lost_b + lost_a lost_b, and x y <= (x^2 / t + t y^2) / 2 for any t
+    makes that a sum of two tokens' margins.
     """
     t = CLIP / top / np.sqrt(12)
-    likely = LIKELY / np.sqrt(C) if layout.tolerance else 1
+    likely = min(1, LIKELY / np.sqrt(layout.C - layout.K)) if layout.tolerance else 1
     # nearly equal tokens are rounded alike: that lost_a lost_b is as large as it can be
     return (lost**2 / t + t * beyond**2) / 2 * likely + lost**2 / 2
 
