@@ -10,18 +10,21 @@ CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 book: setup demo
 	$(BIN)/python -m tools.book build
 
+# A process for every core, up to four: each keeps the files that it was given, so that one alone builds the book.
 test: setup lint browser
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 
-# What takes too long for every change: the notebooks with other, small parameters.
+# What takes too long for every change: tests that repeat a daily one on more, the notebooks with small parameters.
 nightly: setup
+	$(BIN)/python -m pytest -m nightly
 	$(BIN)/python -m tools.notebooks smoke
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 demo: setup
 	$(BIN)/musc evaluate synthetic --out results

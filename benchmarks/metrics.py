@@ -155,14 +155,14 @@ def _child(who: str, n: int, size: int) -> None:
     call = seven if who == "ours" else lambda masks, maps: _scikit_learn(masks.ravel(), maps.ravel(), {})
     call(*draw_maps(3, 64))  # loads what is loaded lazily
     masks, maps = draw_maps(n, size)
-    before = _resident()
+    before = resident_memory()
     start = time.perf_counter()
     call(masks, maps)
     seconds = time.perf_counter() - start
-    print(json.dumps({"peak": _peak() - before, "inputs": masks.nbytes + maps.nbytes, "seconds": seconds}))
+    print(json.dumps({"peak": peak_memory() - before, "inputs": masks.nbytes + maps.nbytes, "seconds": seconds}))
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """Bytes resident at most. On Linux a child's ru_maxrss starts at its parent's, VmHWM at its own."""
     status = Path("/proc/self/status")
     if status.exists():
@@ -170,10 +170,10 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _resident() -> int:
+def resident_memory() -> int:
     """Bytes resident now; where the system does not tell, their peak so far."""
     statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else _peak()
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else peak_memory()
 
 
 def _upsample(tokens: np.ndarray, size: int) -> np.ndarray:

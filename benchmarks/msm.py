@@ -6,37 +6,51 @@ drawn: a smooth map per image plus noise, so that neighbours and images are corr
 """
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.metrics import _peak, _resident
+from benchmarks.metrics import peak_memory, resident_memory
 from musc import lnamd, msm
 
 DEGREES = (1, 3, 5)
+PRECISIONS = ("float32", "bfloat16")
 GIB = 1 << 30
 
 
+CASES = (  # N, side of the grid, channels, tokens
+    (10, 37, 1024, "smooth"),
+    (10, 37, 1024, "independent"),
+    (100, 14, 192, "smooth"),
+    (60, 14, 768, "smooth"),
+    (12, 32, 96, "smooth"),
+)
+
+
 def run(quick: bool, most: int = 400) -> list[dict[str, Any]]:
-    """The pair of the plain way and ours, the exponents over N (up to `most`) and M, and the peak memory."""
-    side, C = (12, 192) if quick else (37, 1024)
-    pair = _pair_rows(4 if quick else 10, side, C, repeats=2 if quick else 3)
+    """The plain way and ours, the first call, the exponents over N (up to `most`) and M, and the peak memory."""
+    cases = ((4, 12, 192, "smooth"),) if quick else CASES
+    pairs = [row for case in cases for row in _pair_rows(*case, repeats=2 if quick else 3)]
     N_small = (4, 8, 16) if quick else [N for N in (10, 25, 50, 100, 200, 400) if most >= N]
     over_N = _exponent_row("N", [(N, 6 if quick else 14, 384, None) for N in N_small])
     # with fewer images a pool of 20 is nearly all the others
     N_pool = N_small[1:] if quick else (50, 100, 200)
     over_pool = _exponent_row("N", [(N, 6 if quick else 14, 384, 3 if quick else 20) for N in N_pool])
     sides = (6, 9, 12) if quick else (14, 20, 28, 37)
-    over_M = _exponent_row("M", [(4 if quick else 6, side, C, None) for side in sides])
-    return [*pair, over_N, over_pool, over_M, _memory_row(4 if quick else 20, side, C, stages=2)]
+    over_M = _exponent_row("M", [(4 if quick else 6, side, cases[0][2], None) for side in sides])
+    memory = _memory_row(4 if quick else 20, cases[0][1], cases[0][2], stages=2)
+    first = [] if quick else [_first_call_row(20, 32, 96)]
+    return [*pairs, *first, over_N, over_pool, over_M, memory]
 
 
 def draw_tokens(N: int, side: int, C: int, seed: int = 0) -> torch.Tensor:
@@ -60,7 +74,7 @@ def plain_scores(tokens: torch.Tensor) -> torch.Tensor:
     return torch.stack(parts).mean(dim=0)
 
 
-def beyond_features(N: int, side: int, C: int, block: int = 8) -> dict[str, int]:
+def beyond_features(N: int, side: int, C: int, block: int | None = None) -> dict[str, int]:
     """Bytes that `msm.mutual_scores` needs beyond the features, on the CPU; stages follow each other and add nothing.
 
     distances: 4 D N (N - 1) M, one stage's. images: 2 block of them, each with its unit tokens (4 D M C) and its
@@ -68,61 +82,111 @@ def beyond_features(N: int, side: int, C: int, block: int = 8) -> dict[str, int]
     scores: what each image's reductions leave, twice, and the pairs.
     """
     from musc.engines import cpu
+    from musc.engines.cpu import compiled
+    from musc.engines.cpu.layout import Layout
 
     D, M = len(DEGREES), side * side
-    layout = cpu.Layout(side, side, DEGREES, cpu.has_integer_products())
-    ring, buffers, (best, *lists), workspace = layout.scratch(C)
-    scratch = [ring, best, *buffers, *lists[0], *lists[1], *workspace]
-    operands = (2 if layout.integer else 4) * (M + layout.n + 6) * C
+    layout = Layout(side, side, C, DEGREES, cpu.has_wide_products())
+    each = layout.bytes_per_image()
+    block = block or max(8, compiled.HELD // each // 2)
     return {
         "distances": 4 * D * N * (N - 1) * M,
-        "images": min(2 * block, N) * (4 * D * M * C + operands),
-        "buffers": torch.get_num_threads() * (sum(b.nbytes for b in scratch) + 2 * 4 * M * C),
+        "images": min(2 * block, N) * each,
+        "buffers": torch.get_num_threads() * layout.bytes_per_thread(),
         "scores": 4 * 2 * D * N * M + 200 * N * N,
     }
 
 
-def _pair_rows(N: int, side: int, C: int, repeats: int) -> list[dict[str, Any]]:
-    """float32 and bfloat16 against the plain way, in turns; the ratio is the median of the turns' ratios."""
-    tokens = draw_tokens(N, side, C)
-    ways: dict[str, Callable[[], torch.Tensor]] = {
-        "plain": lambda: plain_scores(tokens),
-        "float32": lambda: msm.mutual_scores([tokens], DEGREES),
-        "bfloat16": lambda: msm.mutual_scores([tokens], DEGREES, precision="bfloat16"),
-    }
-    msm.mutual_scores([tokens[:2]], DEGREES)  # compiles
-    times: dict[str, list[float]] = {name: [] for name in ways}
+def _ways() -> list[tuple[str, str]]:
+    """Every (precision, instructions) that this processor has."""
+    from musc.engines import cpu
+
+    if not cpu.has_integer_products():
+        return [(precision, "no AVX2") for precision in PRECISIONS]
+    kinds = ["AVX2", "AVX-512"] if cpu.has_wide_products() else ["AVX2"]
+    return [(precision, kind) for kind in kinds for precision in PRECISIONS]
+
+
+def _scores(tokens: torch.Tensor, precision: str, instructions: str) -> torch.Tensor:
+    """`msm.mutual_scores`, restricted to some of the processor's instructions."""
+    from musc.engines import cpu
+
+    with mock.patch.object(cpu, "has_wide_products", return_value=instructions == "AVX-512"):
+        return msm.mutual_scores([tokens], DEGREES, precision=precision)
+
+
+def _pair_rows(N: int, side: int, C: int, kind: str, repeats: int) -> list[dict[str, Any]]:
+    """Every way against the plain one, in turns; the ratio is the median of the turns' ratios."""
+    smooth = kind == "smooth"
+    tokens = (
+        draw_tokens(N, side, C) if smooth else torch.randn(N, side**2, C, generator=torch.Generator().manual_seed(0))
+    )
+    ours = _ways()
+    for precision, instructions in ours:
+        _scores(tokens[:2], precision, instructions)  # loads kernels
+    times: dict[Any, list[float]] = {way: [] for way in ("plain", *ours)}
     scores = {}
     for _ in range(repeats):
-        for name, way in ways.items():
+        for way, taken in times.items():
             start = time.perf_counter()
-            scores[name] = way()
-            times[name].append(time.perf_counter() - start)
+            scores[way] = plain_scores(tokens) if way == "plain" else _scores(tokens, *way)
+            taken.append(time.perf_counter() - start)
     exact = msm.mutual_scores([tokens.double()], DEGREES)
-    off = {name: (score - exact).abs().max().item() for name, score in scores.items()}
+    off = {way: (score - exact).abs().max().item() for way, score in scores.items()}
     rows = []
-    for name, allowed in (("float32", 1e-6), ("bfloat16", 1e-3)):
-        apart = (scores[name] - scores["plain"]).abs().max().item()
-        if off[name] > allowed:
-            raise AssertionError(f"{name} scores are {off[name]:.1e} off float64's, more than {allowed}")
-        ratios = [p / o for p, o in zip(times["plain"], times[name], strict=True)]
+    for way in ours:
+        precision, instructions = way
+        allowed = 1e-6 if precision == "float32" else 1e-3
+        apart = (scores[way] - scores["plain"]).abs().max().item()
+        if off[way] > allowed:
+            raise AssertionError(f"{precision} scores are {off[way]:.1e} off float64's, more than {allowed}")
+        ratios = [p / o for p, o in zip(times["plain"], times[way], strict=True)]
         rows.append(
             {
                 "benchmark": "mutual scoring",
-                "ours": name,
+                "ours": f"{precision}, {instructions}",
                 "plain": "torch.cdist per degree and ordered pair",
-                "ours_s": median(times[name]),
+                "ours_s": median(times[way]),
                 "plain_s": median(times["plain"]),
                 "ratio": median(ratios),
-                "size": f"N = {N}, {side} x {side} x {C}, one stage, degrees 1, 3, 5",
-                "note": f"largest difference from plain {apart:.0e}; from float64: ours {off[name]:.0e}, plain "
+                "size": f"N = {N}, {side} x {side} x {C}, {kind} tokens, one stage, degrees 1, 3, 5",
+                "note": f"largest difference from plain {apart:.0e}; from float64: ours {off[way]:.0e}, plain "
                 f"{off['plain']:.0e}; {repeats} turns, ratios {min(ratios):.1f} to {max(ratios):.1f}",
-                "ours_all_s": times[name],
+                "ours_all_s": times[way],
                 "plain_all_s": times["plain"],
                 "difference": apart,
             }
         )
     return rows
+
+
+def _first_call_row(N: int, side: int, C: int) -> dict[str, Any]:
+    """The first call in a process of its own, where no kernel has been compiled yet, and the one after it."""
+    with tempfile.TemporaryDirectory() as empty:
+        found = _in_child(f"_first_call({N}, {side}, {C})", XDG_CACHE_HOME=empty)
+    return {
+        "benchmark": "mutual scoring, first call with an empty cache",
+        "ours": "float32",
+        "plain": "–",
+        "ours_s": found["first"],
+        "plain_s": None,
+        "ratio": None,
+        "size": f"N = {N}, {side} x {side} x {C}, one stage, degrees 1, 3, 5",
+        "note": f"beyond imports; the second call {found['second']:.2f} s",
+    }
+
+
+def _first_call(N: int, side: int, C: int) -> dict[str, float]:
+    tokens = draw_tokens(N, side, C)
+    ends = [time.perf_counter()]
+    for _ in range(2):
+        msm.mutual_scores([tokens], DEGREES)
+        ends.append(time.perf_counter())
+    from musc.engines.cpu import compiling
+
+    while not compiling.ready() and time.perf_counter() < ends[-1] + 300:  # the folder is to stay until then
+        time.sleep(0.2)
+    return {"first": ends[1] - ends[0], "second": ends[2] - ends[1]}
 
 
 def _exponent_row(axis: str, cases: list[tuple[int, int, int, int | None]]) -> dict[str, Any]:
@@ -180,25 +244,33 @@ def _memory_row(N: int, side: int, C: int, stages: int) -> dict[str, Any]:
     }
 
 
-def peak_in_child(N: int, side: int, C: int, stages: int) -> dict[str, float]:
-    """Peak resident bytes of `msm.mutual_scores` beyond its features, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.msm", *map(str, (N, side, C, stages))]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+def _in_child(call: str, **environment: str) -> dict[str, float]:
+    """What a function of this module returns in a process of its own."""
+    command = [sys.executable, "-c", f"import json; from benchmarks import msm; print(json.dumps(msm.{call}))"]
+    done = subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | environment,
+    )
     return json.loads(done.stdout)
 
 
-def _child(N: int, side: int, C: int, stages: int) -> None:
-    for width in (32, 256):  # compiles, and loads what products of either kind need
+def peak_in_child(N: int, side: int, C: int, stages: int) -> dict[str, float]:
+    """Peak resident bytes of `msm.mutual_scores` beyond its features, in a process of its own."""
+    return _in_child(f"_peak_of_scoring({N}, {side}, {C}, {stages})")
+
+
+def _peak_of_scoring(N: int, side: int, C: int, stages: int) -> dict[str, float]:
+    for width in (32, 512):  # loads what products of either kind need
         msm.mutual_scores([draw_tokens(2, 12, width)], DEGREES)
     features = [draw_tokens(N, side, C, seed) for seed in range(stages)]
-    before, peak_before = _resident(), _peak()
+    before, peak_before = resident_memory(), peak_memory()
     start = time.perf_counter()
     msm.mutual_scores(features, DEGREES)
     seconds = time.perf_counter() - start
     # where drawing the features took more than scoring them, the peak is not scoring's
-    peak = max(_peak() - before, 0) if _peak() > peak_before else 0
-    print(json.dumps({"peak": peak, "features": sum(f.nbytes for f in features), "seconds": seconds}))
-
-
-if __name__ == "__main__":
-    _child(*map(int, sys.argv[1:]))
+    peak = max(peak_memory() - before, 0) if peak_memory() > peak_before else 0
+    return {"peak": peak, "features": sum(f.nbytes for f in features), "seconds": seconds}

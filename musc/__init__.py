@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
 __all__ = ["MuSc", "MuScConfig", "MuScResult", "score_folder"]
 
 if TYPE_CHECKING:
     from musc.config import MuScConfig
     from musc.pipeline import MuSc, score_folder
     from musc.results import MuScResult
+
+    __version__: str
 
 _HOME = {"MuSc": "pipeline", "score_folder": "pipeline", "MuScConfig": "config", "MuScResult": "results"}
 
@@ -19,4 +20,11 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return getattr(importlib.import_module(f"musc.{_HOME[name]}"), name)
+    if name == "__version__":  # stands in pyproject.toml
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("musc")
+        except PackageNotFoundError:  # a source tree that is not installed
+            return "unknown"
     raise AttributeError(f"module 'musc' has no attribute {name!r}")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from musc.errors import ConfigError
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+BACKBONE_PRECISIONS = ("float32", "float16")
 REDUCTIONS = ("mean", "min", "max")
 MASK_PROTOCOLS = ("clean", "official")
 TILE_POOLS = ("position", "all")
@@ -19,58 +22,104 @@ CONSISTENCY = ("off", "warn", "correct")
 PAPER_WINDOWS: dict[str, tuple[float, ...]] = {"mvtec_ad": (2, 3), "btad": (2, 3), "visa": (8, 9)}
 
 
+def _setting(
+    default: Any, help: str, *, unset: str = "", metavar: str | None = None, choices: tuple[str, ...] = (),
+    least: int | None = None,
+) -> Any:  # fmt: skip
+    """A field and what is known of it: the checks, the docstring and the command line's options are made from this.
+
+    help: what the value does, with its unit. unset: what the default None means. metavar: how the help shows a value.
+    choices: the only values, if only some are possible. least: the smallest whole number.
+    """
+    known = {"help": help, "unset": unset, "metavar": metavar, "choices": choices, "least": least}
+    return field(default=default, metadata=known)
+
+
 @dataclass(frozen=True)
 class MuScConfig:
     """The settings of MuSc; the defaults are the paper's (Sec. 4) wherever the paper names a value.
 
-    backbone: a name that `musc backbones` lists. weights: a local file, or "random" for an untrained network
-    (None: the backbone's own, from the package or the hub). image_size: side in pixels of the square input
-    (None: the backbone's own). stages: 1-based blocks whose output is used (None: four equal parts).
-    degrees: r of LNAMD (Sec. 3.1). interval: the part of the sorted distances that Eq. 2 averages.
-    reduction: "mean" in the paper; "min" and "max" are Tab. 4. windows: k of RsCIN, counting the image itself
-    ((2, 3) on MVTec AD and BTAD, (8, 9) on VisA; () switches RsCIN off). references: score against that many
-    randomly drawn images instead of all (None); 0: only given reference images score. subsets: s of Tab. 6, 7 and 13.
-    precision: of the products in MSM.
-    mask_protocol: which of the two kinds of resized masks heads the report (both are measured).
-    position_window: compare a patch only with those within so many patches of its own place (inf: anywhere).
-    tiles: cut every image into tiles x tiles parts that overlap by the share tile_overlap of their side, for small
-    defects in large images; tile_pool: "position" compares a tile with those at its place, "all" with all of them.
-    consistency: "warn" of images that share a defect and so vouch for each other, or "correct" their scores too.
-    full_scale: what white is in images of more than 8 bits per channel, 4095 for a camera of 12 (None: from the values
-    of all images of the run and their files' tags; the result's config then holds what was decided).
-    map_size: side in pixels of the anomaly maps (None: image_size, or so large that every tile has image_size).
-    block: images per MSM block (None: automatic).
+    Raises ConfigError naming the setting, its value and the remedy.
+
+    Example:
+        >>> MuScConfig(degrees=[1, 3]).degrees
+        (1, 3)
+        >>> MuScConfig(seed=-1)
+        Traceback (most recent call last):
+        musc.errors.ConfigError: seed = -1: give a whole number from 0.
     """
 
-    backbone: str = "procedural"
-    weights: str | None = None
-    image_size: int | None = None
-    stages: tuple[int, ...] | None = None
-    degrees: tuple[int, ...] = (1, 3, 5)
-    interval: tuple[float, float] = (0.0, 0.3)
-    reduction: str = "mean"
-    windows: tuple[float, ...] = (2, 3)
-    references: int | None = None
-    subsets: int = 1
-    precision: str = "float32"
-    mask_protocol: str = "clean"
-    position_window: float = math.inf
-    tiles: int = 1
-    tile_overlap: float = 0.25
-    tile_pool: str = "position"
-    consistency: str = "off"
-    full_scale: float | None = None
-    map_size: int | None = None
-    batch_size: int = 8
-    workers: int = 2
-    block: int | None = None
-    device: str = "auto"
-    seed: int = 0
+    backbone: str = _setting("procedural", help="the network, by a name that `musc backbones` lists")
+    weights: str | None = _setting(
+        None, help='local weight file, or "random" for an untrained network', metavar="FILE", unset="the backbone's own"
+    )
+    image_size: int | None = _setting(
+        None, help="side of the square input in pixels", metavar="PX", least=1, unset="the backbone's own"
+    )
+    stages: tuple[int, ...] | None = _setting(
+        None, help="blocks whose tokens are used, counted from 1", metavar="L,..", unset="the backbone's own"
+    )
+    degrees: tuple[int, ...] = _setting((1, 3, 5), help="aggregation degrees r of LNAMD (Sec. 3.1)", metavar="R,..")
+    interval: tuple[float, float] = _setting(
+        (0.0, 0.3), help="the part of the sorted distances that MSM averages (Eq. 2)", metavar="LO,HI"
+    )
+    reduction: str = _setting(
+        "mean", help="of the distances in the interval; min and max are Tab. 4", choices=REDUCTIONS
+    )
+    windows: tuple[float, ...] = _setting(
+        (2, 3), help="k of RsCIN, counting the image itself; the paper has 8,9 on VisA; inf for all images, empty for "
+        "no RsCIN", metavar="K,..",
+    )  # fmt: skip
+    references: int | None = _setting(
+        None, help="score against so many randomly drawn images; 0: against given reference images alone",
+        metavar="R", least=0, unset="all images",
+    )  # fmt: skip
+    subsets: int = _setting(1, help="score in so many parts (Tab. 6, 7 and 13)", metavar="S", least=1)
+    precision: str = _setting(
+        "float32", help="of the distances in MSM: float32 is exact, the others may be off by 1e-3 where that is faster",
+        choices=PRECISIONS,
+    )  # fmt: skip
+    backbone_precision: str = _setting(
+        "float32", help="float16 runs the network under autocast on a GPU, as the released code does",
+        choices=BACKBONE_PRECISIONS,
+    )  # fmt: skip
+    mask_protocol: str = _setting(
+        "clean", help="which of the two kinds of resized masks heads the table (both are measured)",
+        choices=MASK_PROTOCOLS,
+    )  # fmt: skip
+    position_window: float = _setting(
+        math.inf, help="compare a patch only within so many patches of its own place, for aligned parts; inf: anywhere",
+        metavar="W",
+    )  # fmt: skip
+    tiles: int = _setting(
+        1, help="cut images into T x T overlapping tiles, for small defects in large images", metavar="T", least=1
+    )
+    tile_overlap: float = _setting(0.25, help="overlap of tiles, as a share of a tile's side", metavar="SHARE")
+    tile_pool: str = _setting(
+        "position", help="what a tile is compared with: tiles at its position, or all", choices=TILE_POOLS
+    )
+    consistency: str = _setting(
+        "off", help="warn of images that share a defect and so vouch for each other, or correct their scores too",
+        choices=CONSISTENCY,
+    )  # fmt: skip
+    full_scale: float | None = _setting(
+        None, help="what white is in images of more than 8 bits, such as 4095 for a camera of 12; the result's "
+        "configuration holds what was decided", metavar="WHITE", unset="from the values of all images and their tags",
+    )  # fmt: skip
+    map_size: int | None = _setting(
+        None, help="side of the anomaly maps in pixels", metavar="PX", least=1,
+        unset="the image size, which with tiles is that of each tile",
+    )  # fmt: skip
+    batch_size: int = _setting(8, help="images per forward pass", metavar="B", least=1)
+    workers: int = _setting(2, help="threads that decode images; 0: none of their own", metavar="W", least=0)
+    block: int | None = _setting(None, help="images per block of MSM", metavar="B", least=1, unset="by memory")
+    device: str = _setting("auto", help="auto, cpu, cuda, cuda:1, ...")
+    seed: int = _setting(0, help="of subsets, drawn references and shots", least=0)
 
     def __post_init__(self) -> None:
-        def require(ok: bool, field: str, remedy: str) -> None:
+        def require(ok: bool, name: str, remedy: str) -> None:
             if not ok:
-                raise ConfigError(f"{field} = {getattr(self, field)!r}: {remedy}")
+                raise ConfigError(f"{name} = {getattr(self, name)!r}: {remedy}")
 
         for name in ("degrees", "windows", "stages", "interval"):
             value = getattr(self, name)
@@ -79,6 +128,14 @@ class MuScConfig:
         if isinstance(self.weights, Path):
             object.__setattr__(self, "weights", str(self.weights))
 
+        for f in dataclasses.fields(self):
+            value, choices, least = getattr(self, f.name), f.metadata["choices"], f.metadata["least"]
+            require(not choices or value in choices, f.name, f"choose one of {', '.join(choices)}.")
+            fits = least is None or (isinstance(value, Integral) and int(value) >= least)
+            if f.default is None:
+                require(fits or value is None, f.name, f"give a whole number from {least}, or leave it out.")
+            else:
+                require(fits, f.name, f"give a whole number from {least}.")
         low, high = self.interval if len(self.interval) == 2 else (math.nan, math.nan)
         require(
             0 <= low < high <= 1,
@@ -100,21 +157,6 @@ class MuScConfig:
             "stages",
             "blocks are counted from 1.",
         )
-        require(self.precision in PRECISIONS, "precision", f"choose one of {', '.join(PRECISIONS)}.")
-        require(self.reduction in REDUCTIONS, "reduction", f"choose one of {', '.join(REDUCTIONS)}.")
-        require(
-            self.mask_protocol in MASK_PROTOCOLS,
-            "mask_protocol",
-            f"choose one of {', '.join(MASK_PROTOCOLS)}.",
-        )
-        require(
-            self.references is None or self.references >= 0,
-            "references",
-            "give the number of images that score each image, 0 for the reference images alone, or leave it out.",
-        )
-        for name in ("image_size", "map_size", "block"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, "give a whole number from 1, or leave it out.")
         white = self.full_scale
         require(white is None or 0 < white < math.inf, "full_scale", "give the value that is white, such as 4095 or 1.")
         window = self.position_window
@@ -124,26 +166,29 @@ class MuScConfig:
             "give a whole number of patches from 0, or inf for none.",
         )
         require(0 <= self.tile_overlap <= 0.5, "tile_overlap", "give a share of the tile's side, from 0 to 0.5.")
-        require(self.tile_pool in TILE_POOLS, "tile_pool", f"choose one of {', '.join(TILE_POOLS)}.")
         plain = self.position_window == math.inf and self.subsets == 1 and self.references is None
         require(
             self.tiles == 1 or self.tile_pool == "position" or plain,
             "tile_pool",
             'with position_window, subsets or references only "position" works.',
         )
-        require(self.consistency in CONSISTENCY, "consistency", f"choose one of {', '.join(CONSISTENCY)}.")
         require(
             self.consistency == "off" or (self.references is None and (self.tiles == 1 or self.tile_pool != "all")),
             "consistency",
             "every image must score every other: leave references out, and compare tiles by position.",
         )
-        for name in ("subsets", "tiles", "batch_size"):
-            require(getattr(self, name) >= 1, name, "give a whole number from 1.")
-        require(self.workers >= 0, "workers", "give 0 (decode in this process) or more.")
 
     def replace(self, **changes: Any) -> MuScConfig:
         """The same settings but for `changes`."""
         return dataclasses.replace(self, **changes)
+
+    def check_unused(self, names: Iterable[str], where: str) -> None:
+        """Raises ConfigError where one of these settings, which `where` ignores, is not at its default."""
+        for f in dataclasses.fields(self):
+            if f.name in names and getattr(self, f.name) != f.default:
+                raise ConfigError(
+                    f"{f.name} = {getattr(self, f.name)!r} is not for {where}: leave it at {f.default!r}."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for JSON; infinity is written "inf"."""
@@ -167,3 +212,10 @@ class MuScConfig:
         if values.get("position_window") == "inf":
             values["position_window"] = math.inf
         return cls(**values)
+
+
+# The list of settings in the docstring is made from the fields, so that it names all of them with their defaults.
+MuScConfig.__doc__ = f"{inspect.cleandoc(MuScConfig.__doc__ or '')}\n\nAttributes:\n" + "\n".join(
+    f"    {f.name}: {f.metadata['help']} (default: {f.metadata['unset'] or repr(f.default)})."
+    for f in dataclasses.fields(MuScConfig)
+)

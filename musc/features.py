@@ -153,7 +153,16 @@ def extract(
         progress: show a bar on a terminal.
 
     Raises:
-        DataError: not one image could be read.
+        DataError: not one image could be read, or the network gives NaN or infinity for one.
+        ConfigError: memory does not hold a single image; where it does not hold a batch, smaller ones are taken.
+
+    Example:
+        >>> from musc.backbones import load_backbone
+        >>> from musc.datasets import load_category
+        >>> tile = load_category("synthetic", name="tile", good=2, defects=1)
+        >>> features = extract(tile.samples, load_backbone("procedural", weights="random", image_size=64), workers=0)
+        >>> len(features), [len(stage) for stage in features.patch_tokens]
+        (3, [3, 3, 3, 3])
     """
     half = half and backbone.device.type == "cuda"
     store = TokenCache(cache, backbone, half)
@@ -165,6 +174,7 @@ def extract(
         if waiting:
             indices, keys, images = zip(*waiting, strict=True)
             for index, key, tokens in zip(indices, keys, _forward(backbone, torch.stack(images), half), strict=True):
+                _check_finite(tokens, samples[index].name, backbone)
                 store.put(key, tokens)
                 rows.set(index, key, tokens)
             waiting.clear()
@@ -191,7 +201,7 @@ def stored(keys: Sequence[str], names: Sequence[str], backbone: Backbone, cache:
 
     Raises DataError where some are not in `cache`: for another backbone or size, cleared, or never kept.
     """
-    store = TokenCache(cache, backbone, half and backbone.device.type == "cuda")
+    store = TokenCache(cache, backbone, half)
     rows, missing = _Rows(len(keys), backbone), []
     for index, (key, name) in enumerate(zip(keys, names, strict=True)):
         if (tokens := store.get(key)) is None:
@@ -201,7 +211,7 @@ def stored(keys: Sequence[str], names: Sequence[str], backbone: Backbone, cache:
     if missing or not keys:
         raise DataError(
             f"the tokens of {len(missing)} of {len(keys)} images (first {missing[0] if missing else 'none'}) are not "
-            f"in {store.folder}: run the earlier images again with that cache, or name the folder that holds them."
+            f"in {store.folder}."
         )
     return rows.features([Sample(name, Path(name)) for name in names], [])
 
@@ -248,15 +258,42 @@ def _read_ahead(
 
 
 def _forward(backbone: Backbone, images: Tensor, half: bool) -> Iterator[dict[str, Tensor]]:
-    """One named set of tokens per image, on the CPU, as the cache stores them."""
-    with torch.autocast("cuda", dtype=torch.float16, enabled=half):
-        tokens: Tokens = backbone(images.to(backbone.device))
+    """One named set of tokens per image, on the CPU, as the cache stores them; in parts where memory runs out."""
+    tokens: Tokens | None = None
+    try:
+        with torch.autocast("cuda", dtype=torch.float16, enabled=half):
+            tokens = backbone(images.to(backbone.device))
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+    if tokens is None:  # here, and not where it was caught: the exception keeps the failed attempt's tensors alive
+        if len(images) == 1:
+            raise ConfigError(
+                f"memory on {backbone.device} does not hold one image of {backbone.image_size} px in "
+                f"{backbone.spec.name}: take a smaller image_size or network, or another device."
+            )
+        for part in images.split(-(-len(images) // 2)):
+            yield from _forward(backbone, part, half)
+        return
     named = {f"stage{n}": t for n, t in enumerate(tokens.patch_tokens)}
     if tokens.class_tokens is not None:
         named["class"] = tokens.class_tokens
     named = {name: (t.half() if half else t.float()).cpu() for name, t in named.items()}
     for i in range(len(images)):
         yield {name: t[i].contiguous() for name, t in named.items()}
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether it is: torch raises a RuntimeError of its own kind on a GPU, and a plain one on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+
+
+def _check_finite(tokens: dict[str, Tensor], name: str, backbone: Backbone) -> None:
+    if not all(torch.isfinite(t).all() for t in tokens.values()):
+        raise DataError(
+            f"{name}: {backbone.spec.name} gives NaN or infinity for this image, which would spoil the scores of all. "
+            "Leave the image out, or check the weights and, where half precision was asked for, use float32."
+        )
 
 
 class _Rows:

@@ -57,6 +57,11 @@ def reference_scores(
 
     Raises:
         ValueError: no reference, unequal stages, or a setting that does not exist.
+
+    Example:
+        >>> images = torch.randn(3, 9, 8, generator=torch.Generator().manual_seed(0))
+        >>> reference_scores([images[:2]], [images[1:]]).amax(dim=1) > 0.1  # image 1 is among the references
+        tensor([ True, False])
     """
     return msm.mutual_scores(
         stages, degrees, (0.0, 1.0), "min", references=references, pool=0, grid=grid, precision=precision, block=block
@@ -64,7 +69,13 @@ def reference_scores(
 
 
 def plus(config: MuScConfig) -> MuScConfig:
-    """The settings that make `MuSc.run(images, references=...)` compute MuSc+ (Eq. 9-11, then RsCIN as ever)."""
+    """The settings that make `MuSc.run(images, references=...)` compute MuSc+ (Eq. 9-11, then RsCIN as ever).
+
+    Example:
+        >>> config = plus(MuScConfig())
+        >>> config.references, config.interval, config.reduction
+        (0, (0.0, 1.0), 'min')
+    """
     return config.replace(references=0, interval=(0.0, 1.0), reduction="min")
 
 
@@ -72,6 +83,10 @@ def draw(R: int, k: int, seed: int) -> tuple[int, ...]:
     """k of R references, drawn by `seed`; the draws of one seed are nested, so that k alone differs along a curve.
 
     Raises ConfigError where there are fewer than k.
+
+    Example:
+        >>> set(draw(10, 2, seed=0)) < set(draw(10, 4, seed=0)), len(draw(10, 4, seed=0))
+        (True, 4)
     """
     if not 1 <= k <= R:
         raise ConfigError(f"{k} shots of {R} normal reference images: give a number from 1 to {R}.")
@@ -82,6 +97,12 @@ def reference_category(category: Category, k: int | None = None, seed: int = 0) 
     """k of the category's normal training images (None: all) as a category of their own, drawn by `seed`.
 
     Raises DataError where it has none, ConfigError where it has fewer than k.
+
+    Example:
+        >>> from musc.datasets import load_category
+        >>> product = load_category("synthetic", name="tile", good=2, defects=1, train=4)
+        >>> len(reference_category(product)), len(reference_category(product, k=2))
+        (4, 2)
     """
     if not category.train:
         raise DataError(
@@ -109,6 +130,10 @@ def plan_draws(
 
     A k that is not below R is left out: it would be all of them, or cannot be. MuSc+ has no 0-shot row.
     Raises ConfigError on a method that does not exist, a negative k, or where nothing is left.
+
+    Example:
+        >>> [(d.method, d.setting, len(d.rows)) for d in plan_draws(R=3, shots=(0, 1, None), seeds=1)][:3]
+        [('MuSc', '0-shot', 0), ('MuSc', '1-shot', 1), ('MuSc', 'full-shot', 3)]
     """
     if unknown := set(methods) - set(METHODS):
         raise ConfigError(f"method {sorted(unknown)[0]!r}: choose from {', '.join(METHODS)}.")
@@ -139,6 +164,13 @@ def draw_scores(
 
     mutual: Eq. 1 among the test images; reference: Eq. 9. "MuSc" takes the interval average (Eq. 2) over both the
     other test images and the drawn references, "MuSc+" the minimum over the drawn references (Eq. 10).
+
+    Example:
+        >>> mutual = torch.tensor([2.0, 4.0]).reshape(1, 1, 2, 1)  # one degree, image and patch; two other images
+        >>> reference = torch.tensor([1.0, 3.0]).reshape(1, 1, 2, 1)  # two references
+        >>> draws = [Draw("MuSc", "1-shot", 0, (1,)), Draw("MuSc+", "full-shot", 0, (0, 1))]
+        >>> [scores.item() for scores in draw_scores(mutual, reference, draws, interval=(0.0, 1.0)).values()]
+        [3.0, 1.0]
     """
     _, N, J, M = mutual.shape
     out = {d: mutual.new_empty(N, M) for d in draws}
@@ -163,13 +195,18 @@ def draw_maps(features: Features, references: Features, draws: Sequence[Draw], m
     """Anomaly maps [N, H, W] of every draw (Eq. 3 and 11, then the upsampling), stage by stage.
 
     Memory holds one stage's distances, 4 D N (N - 1 + R) M bytes, and 4 N H W per draw.
+
+    Example:
+        >>> from musc.datasets import load_category
+        >>> tile = load_category("synthetic", name="tile", good=2, defects=1, train=2, size=64)
+        >>> musc = MuSc(MuScConfig(weights="random", image_size=64, workers=0, device="cpu"))
+        >>> features, normal = musc.features(tile.samples), musc.features(tile.train)
+        >>> maps = draw_maps(features, normal, plan_draws(R=2, shots=(0, None)), musc)
+        >>> [(d.method, d.setting, tuple(m.shape)) for d, m in maps.items()][1:]
+        [('MuSc', 'full-shot', (3, 64, 64)), ('MuSc+', 'full-shot', (3, 64, 64))]
     """
     check_references(features, references)
-    wanted = {"references": None, "subsets": 1, "tiles": 1, "consistency": "off"}
-    if odd := [name for name, value in wanted.items() if getattr(musc.config, name) != value]:
-        raise ConfigError(
-            f"{odd[0]} = {getattr(musc.config, odd[0])!r} is not for sweeps: leave it at {wanted[odd[0]]!r}."
-        )
+    musc.config.check_unused(("references", "subsets", "tiles", "consistency"), "sweeps")
     c, size = musc.config, musc.config.map_size or musc.backbone.image_size
     L = len(features.grids)
     total: dict[tuple[Draw, tuple[int, int]], Tensor] = {}
@@ -223,6 +260,14 @@ def sweep(
 
     Raises:
         DataError: images without labels, no references, or an image in both; and what `MuSc.run` raises.
+
+    Example:
+        >>> from musc.datasets import load_category
+        >>> tile = load_category("synthetic", name="tile", good=2, defects=1, train=2, size=64)
+        >>> musc = MuSc(MuScConfig(weights="random", image_size=64, workers=0, device="cpu"))
+        >>> frame = sweep(tile, musc, shots=(0, 1), seeds=2, pixels=False)
+        >>> frame.groupby(["method", "setting"])["seed"].nunique().to_dict()
+        {('MuSc', '0-shot'): 1, ('MuSc', '1-shot'): 2, ('MuSc+', '1-shot'): 2}
     """
     if not category.labeled:
         raise DataError(f"{category.name} has images without labels: a sweep measures, and needs them.")
@@ -231,7 +276,7 @@ def sweep(
     digest = hashlib.blake2b(f"{musc.fingerprint(category, pool)}{json.dumps(plan)}".encode(), digest_size=8)
     finished = folder / f"fewshot-{category.name}-{digest.hexdigest()}.csv" if folder else None
     if finished and finished.exists():
-        return pd.read_csv(finished)
+        return pd.read_csv(finished, dtype={"category": str})
 
     values = musc.value_range(*category.samples, *pool.samples)
     features, normal = (musc.features(given.samples, values) for given in (category, pool))
@@ -269,6 +314,12 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean over categories of each draw, then mean and spread (standard deviation) over the draws.
 
     Columns method, setting, dataset, group, metric, mean, spread (NaN for a single draw), draws; `sweep`'s row order.
+
+    Example:
+        >>> row = {"method": "MuSc", "setting": "1-shot", "dataset": "visa", "group": "image", "metric": "auroc"}
+        >>> frame = pd.DataFrame([row | {"seed": seed, "value": value} for seed, value in ((0, 0.9), (1, 0.7))])
+        >>> summary(frame)[["mean", "draws"]].round(2).to_dict("records")
+        [{'mean': 0.8, 'draws': 2}]
     """
     keys = ["method", "setting", "dataset", "group", "metric"]
     per_draw = frame.groupby([*keys, "seed"], sort=False)["value"].mean()

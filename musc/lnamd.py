@@ -13,7 +13,12 @@ EPS = 1e-5  # of the joint LayerNorm
 
 
 def square_grid(M: int, grid: tuple[int, int] | None = None) -> tuple[int, int]:
-    """`grid` checked against M patches, or the square grid where none is given. Raises ValueError."""
+    """`grid` checked against M patches, or the square grid where none is given. Raises ValueError.
+
+    Example:
+        >>> square_grid(12, grid=(3, 4)), square_grid(9)
+        ((3, 4), (3, 3))
+    """
     side = math.isqrt(M)
     H, W = grid or (side, side)
     if H * W != M:
@@ -23,14 +28,26 @@ def square_grid(M: int, grid: tuple[int, int] | None = None) -> tuple[int, int]:
 
 
 def check_degree(degree: int) -> int:
-    """`degree` itself. Raises ValueError unless it is odd and positive."""
+    """`degree` itself. Raises ValueError unless it is odd and positive.
+
+    Example:
+        >>> check_degree(3)
+        3
+    """
     if degree < 1 or degree % 2 == 0:
         raise ValueError(f"aggregation degree {degree}: give an odd whole number, such as 1, 3 or 5.")
     return degree
 
 
 def layer_norm(patch_tokens: Float[Tensor, "N M C"]) -> Float[Tensor, "N M C"]:
-    """Each image's stage map normalised jointly over all patches and channels (no affine parameters, eps 1e-5)."""
+    """Each image's stage map normalised jointly over all patches and channels (no affine parameters, eps 1e-5).
+
+    Example:
+        >>> import torch
+        >>> tokens = layer_norm(3 + 2 * torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0)))
+        >>> round(abs(float(tokens.mean())), 4), round(float(tokens.std(correction=0)), 4)
+        (0.0, 1.0)
+    """
     return F.layer_norm(patch_tokens, patch_tokens.shape[1:], eps=EPS)
 
 
@@ -58,6 +75,14 @@ def aggregate(
 
     Raises:
         ValueError: an even degree, or a grid that does not hold M patches.
+
+    Example:
+        >>> import torch
+        >>> tokens = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))  # two images of 3 x 3 patches
+        >>> aggregate(tokens, 3).shape
+        torch.Size([2, 9, 4])
+        >>> aggregate(tokens, 3).norm(dim=-1).allclose(torch.ones(2, 9))
+        True
     """
     M = patch_tokens.shape[1]
     H, _ = square_grid(M, grid)

@@ -44,6 +44,12 @@ def patch_to_image_distances(
 
     Raises:
         ValueError: one image and no references: nothing to compare it with.
+
+    Example:
+        >>> images = torch.tensor([[[0.0, 0.0], [3.0, 4.0]], [[0.0, 1.0], [3.0, 3.0]], [[9.0, 4.0], [9.0, 0.0]]])
+        >>> patch_to_image_distances(images)[0]  # of image 0's two patches: to image 1, to image 2
+        tensor([[1., 1.],
+                [9., 6.]])
     """
     N, M, _ = features.shape
     wide = features if features.dtype == torch.float64 else features.float()
@@ -66,6 +72,10 @@ def interval_bounds(J: int, interval: tuple[float, float] = (0.0, 0.3)) -> tuple
     """Ranks [low, high) of J sorted distances that `interval` keeps: floor(Y J) and floor(X J), at least one of them.
 
     The released code's floor leaves nothing for N <= 4 (NaN scores); here one distance always stays.
+
+    Example:
+        >>> interval_bounds(10), interval_bounds(10, (0.1, 0.5)), interval_bounds(2)
+        ((0, 3), (1, 5), (0, 1))
     """
     Y, X = interval
     if not 0 <= Y < X <= 1:
@@ -99,6 +109,11 @@ def interval_average(
 
     Differs from the released code where floor(0.3 J) = 0 (N <= 4): there it averages nothing and gives NaN, here it
     takes the smallest distance.
+
+    Example:
+        >>> distances = torch.arange(1.0, 11.0).flip(0).reshape(1, 10, 1)  # 10, 9, ..., 1: of one patch
+        >>> interval_average(distances)  # of 1, 2 and 3
+        tensor([[2.]])
     """
     J = distances.shape[1]
     low, high = interval_bounds(J, interval)
@@ -165,6 +180,13 @@ def mutual_scores(
 
     Differs from the released code for fewer than five images, which it scores NaN (see `interval_average`). Stages are
     done one after the other: beyond the features, memory holds one stage's distances, 4 D N (N - 1) M bytes.
+
+    Example:
+        >>> stage = torch.randn(1, 9, 8, generator=torch.Generator().manual_seed(0)).repeat(6, 1, 1)  # six equal images
+        >>> stage[5, 4] *= -1  # but for one patch of the last
+        >>> scores = mutual_scores([stage], degrees=(1,))
+        >>> divmod(int(scores.argmax()), 9)  # (image, patch)
+        (5, 4)
     """
     if not stages:
         raise ValueError("no stages: give the patch tokens of at least one.")
@@ -221,6 +243,15 @@ def stage_distances(
 
     Raises:
         ValueError: as `mutual_scores`.
+
+    Example:
+        >>> stage = torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(0))
+        >>> distances = stage_distances(stage, degrees=(1, 3))
+        >>> distances.shape  # degrees, images, other images, patches
+        torch.Size([2, 4, 3, 9])
+        >>> scores = interval_average(distances.flatten(0, 1), (0.0, 0.3)).reshape(2, 4, 9).mean(dim=0)  # Eq. 2, 3
+        >>> scores.allclose(mutual_scores([stage], (1, 3)))
+        True
     """
     N, M, _ = tokens.shape
     engines.check_settings(degrees, precision)
@@ -262,6 +293,14 @@ def newcomer_distances(
 
     Raises:
         ValueError: an empty pool, tokens of another shape, or a setting that does not exist.
+
+    Example:
+        >>> stage = torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(0))
+        >>> to_pool, from_pool = newcomer_distances(stage[0], list(stage[1:]))
+        >>> to_pool.shape  # degrees, images of the pool, patches
+        torch.Size([3, 3, 9])
+        >>> to_pool.allclose(stage_distances(stage)[:, 0], atol=1e-5)
+        True
     """
     P, (M, _) = len(pool), tokens.shape
     engines.check_settings(degrees, precision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from musc.results import MuScResult, environment
 from musc.results.evaluation import evaluate, read_truth
 from musc.scoring import tiles
 from musc.scoring.maps import anomaly_maps, patch_scores, rescored
+from musc.sources import numerical_version
 
 Rescore = Callable[[Tensor, Tensor | None], tuple[Tensor, list[str]]]
 
@@ -38,6 +40,13 @@ class MuSc:
 
     config: every setting; backbone: a network that is loaded already (None: the configuration's, loaded when it is
     first needed); cache: a folder for extracted tokens (None: extract afresh); progress: bars on a terminal.
+
+    Example:
+        >>> from musc.datasets import load_category
+        >>> musc = MuSc(MuScConfig(weights="random", image_size=64, workers=0, device="cpu"))
+        >>> result = musc.run(load_category("synthetic", name="tile", good=2, defects=1))
+        >>> sorted(result.metrics)
+        ['image', 'image_before_rscin', 'pixel_clean', 'pixel_official']
     """
 
     def __init__(
@@ -154,6 +163,7 @@ class MuSc:
             keys=features.keys,
             reference_keys=references.keys if references else (),
             cache=str(self.cache.absolute()) if self.cache else "",
+            root=os.path.abspath(category.root) if category.root else "",
         )
 
     def value_range(self, *samples: Sample) -> ValueRange:
@@ -169,7 +179,7 @@ class MuSc:
             cache=self.cache,
             batch_size=c.batch_size,
             workers=c.workers,
-            half=c.precision != "float32",
+            half=c.backbone_precision == "float16",
             progress=self.progress,
         )
 
@@ -200,7 +210,8 @@ class MuSc:
         return rescored(raw_scores, class_tokens, self.config.windows)
 
     def fingerprint(self, category: Category, references: Category | None = None) -> str:
-        """Digest of all that a result depends on: settings, weights, names, labels and contents of the images."""
+        """Digest of all that a result depends on: our code, settings, the kind of device, weights, and the images'
+        names, labels and contents."""
 
         def key(sample: Sample) -> list[Any]:
             sources = [s for s in (sample.image, sample.mask) if s is not None]
@@ -215,7 +226,8 @@ class MuSc:
         settings = self.config.to_dict()
         for name in ("weights", "device", "batch_size", "workers", "block"):  # change no result
             settings.pop(name)
-        what = [settings, self.backbone.weights_id, [key(s) for s in category.samples]]
+        what: list[Any] = [numerical_version(), self.device.type, settings, self.backbone.weights_id]
+        what.append([key(s) for s in category.samples])
         if references is not None:
             what.append([key(s) for s in references.samples])
         return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -226,6 +238,16 @@ def score_folder(folder: Path | str, config: MuScConfig | None = None, **setting
 
     folder: images of one product, flat or in the MVTec AD layout of one category. settings: fields of MuScConfig that
     replace those of `config`. Raises what `MuSc.run` raises.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for n in range(3):
+        ...     Image.new("RGB", (64, 64), (0, 0, 50 * n)).save(folder / f"{n}.png")
+        >>> result = score_folder(folder, weights="random", image_size=64, workers=0, device="cpu")
+        >>> result.paths, result.anomaly_maps.shape
+        (('0.png', '1.png', '2.png'), (3, 64, 64))
     """
     config = (config or MuScConfig()).replace(**settings)
     return MuSc(config).run(folder)

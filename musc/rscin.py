@@ -17,6 +17,10 @@ def minmax(image_scores: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
     """Image scores scaled to [0, 1] over the category; equal scores all become 0.
 
     The released code does this before Eq. 5, and the paper does not mention it. It changes no ranking metric.
+
+    Example:
+        >>> minmax(torch.tensor([1.0, 3.0, 5.0]))
+        tensor([0.0000, 0.5000, 1.0000])
     """
     low, high = image_scores.min(), image_scores.max()
     return (image_scores - low) / (high - low) if high > low else torch.zeros_like(image_scores)
@@ -50,6 +54,11 @@ def rescore(
     product may be with another image, and the released code's window then leaves the image itself out. Here the image
     is always its own first neighbour, as "+ C" and Eq. 7 say. Similarities are summed in float64, so that neighbours
     do not depend on the device.
+
+    Example:
+        >>> tokens = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # 0 and 1 are alike, and 2 and 3
+        >>> rescore(torch.tensor([0.0, 0.2, 0.6, 1.0]), tokens, windows=(2,))
+        tensor([0.0500, 0.1500, 0.7000, 0.9000])
     """
     N = len(image_scores)
     if N == 0 or len(class_tokens) != N:

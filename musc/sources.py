@@ -9,13 +9,17 @@ from pathlib import Path
 
 # No number of a result depends on these: how it is shown, and what only asks for it.
 NOT_NUMERICAL = (
-    "cli/", "plugin/", "reproduce/paper/", "reproduce/comparison.py", "reproduce/draw.py", "results/figures.py",
-    "results/tables.py", "results/thresholds.py", "reproduce/registry.py", "__main__.py", "errors.py", "sources.py",
+    "__main__.py", "errors.py", "sources.py", "cli/", "plugin/",
+    "results/figures.py", "results/folders.py", "results/pictures.py", "results/result.py", "results/tables.py",
+    "results/thresholds.py", "reproduce/paper/", "reproduce/comparison.py", "reproduce/draw.py",
+    "reproduce/registry.py",
 )  # fmt: skip
+
+HELP = ("help", "unset", "metavar")  # what is said of a setting (see `config`)
 
 
 def meaning(path: Path) -> str:
-    """Digest of a Python file without comments, docstrings and layout; of another file, of its bytes.
+    """Digest of a Python file without comments, docstrings, help texts and layout; of another file, of its bytes.
 
     Example:
         >>> import tempfile
@@ -29,6 +33,8 @@ def meaning(path: Path) -> str:
     if path.suffix == ".py":
         tree = ast.parse(content)
         for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                node.keywords = [k for k in node.keywords if k.arg not in HELP]
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 first = node.body[0] if node.body else None
                 if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):

@@ -186,6 +186,14 @@ class Stream:
 
     Args:
         musc: the pipeline. capacity, keep: see `MutualPool`. references: normal images that score from the start.
+
+    Example:
+        >>> from musc.datasets import load_category
+        >>> musc = MuSc(MuScConfig(weights="random", image_size=64, workers=0, device="cpu"))
+        >>> stream = Stream(musc, capacity=2)
+        >>> scored = [stream.push(image) for image in load_category("synthetic", name="tile", good=2, defects=1)]
+        >>> scored[0].anomaly_map is None, len(stream.result())  # nothing could score the first
+        (True, 2)
     """
 
     def __init__(
@@ -273,17 +281,14 @@ def score_against(
 
     Args:
         images: new images of the same product, as for `MuSc.run`. An image that is in the pool already is skipped.
-        earlier: a result whose tokens are in its cache. Its settings are used.
-        cache: where they are now, if not where the result says.
+        earlier: a result whose tokens are in its cache, or whose images are where they were. Its settings are used.
+        cache: where the tokens are now, if not where the result says.
 
     Raises:
-        DataError: the pool's tokens are not there, or no image is new and readable. ConfigError: other weights.
+        DataError: neither the pool's tokens nor its images are there, or no image is new and readable.
+        ConfigError: other weights.
     """
     place = Path(cache) if cache else Path(earlier.cache) if earlier.cache else None
-    if not earlier.keys or place is None:
-        raise DataError(
-            f"the result of {earlier.category} has no tokens to go by (it ran without a cache): run it again with one."
-        )
     plus = earlier.config.references == 0  # MuSc+: its pool are the references alone
     names = [] if plus else list(earlier.paths)
     keys = [*([] if plus else earlier.keys), *earlier.reference_keys]
@@ -297,7 +302,7 @@ def score_against(
             f"the result was made with the weights {earlier.weights}, and here {config.backbone} has "
             f"{musc.backbone.weights_id}: use the same weights, or run the earlier images again."
         )
-    pool = stored(keys, names, musc.backbone, place, config.precision != "float32")
+    pool = _pool(earlier, keys, names, musc)
     category = as_category(images)
     if not category.samples:
         raise DataError(category.skipped[0].reason if category.skipped else f"{category.name} holds no images.")
@@ -322,6 +327,25 @@ def score_against(
     result.threshold = earlier.threshold
     result.fingerprint = hashlib.blake2b("".join([result.fingerprint, *pool.keys]).encode(), digest_size=16).hexdigest()
     return result
+
+
+def _pool(earlier: MuScResult, keys: list[str], names: list[str], musc: MuSc) -> Features:
+    """The tokens of the earlier result's pool: from the cache, or from its images where these are what they were."""
+    half = musc.config.backbone_precision == "float16"
+    try:
+        if musc.cache is None:
+            raise DataError(f"the result of {earlier.category} was made without a cache of tokens.")
+        return stored(keys, names, musc.backbone, musc.cache, half)
+    except DataError as error:
+        files = [Path(earlier.root, name) for name in names]
+        if not earlier.root or not all(file.is_file() for file in files):
+            said = f"{error} Its images are not where they were either: give --cache, or run them again with --force."
+            raise DataError(said) from error
+        found = musc.features([Sample(name, file) for name, file in zip(names, files, strict=True)])
+        if list(found.keys) != keys:
+            changed = next(n for n, k in zip(names, keys, strict=True) if k not in found.keys)
+            raise DataError(f"{changed} has changed since {earlier.category} was scored: run that again.") from error
+        return found
 
 
 def _new_ones(features: Features, pool: Features) -> Features:

@@ -51,7 +51,7 @@ import pandas as pd
 import torch
 
 from musc import MuSc, MuScConfig, MuScResult, datasets
-from musc.results import figures
+from musc.results import figures, pictures
 
 # %matplotlib inline
 
@@ -69,7 +69,7 @@ result = musc.run(product)
 print(f"profile {profile}: {len(result)} images of {result.category}")
 
 # %% mystnb={"figure": {"caption": "The overview of a result: highest and lowest image scores, with their anomaly maps laid over the images in one colour scale.", "name": "fig-pipeline-overview"}, "image": {"alt": "A row of images sorted by score; below, the same images with heat over the defects."}}
-figures.overview(result, product.samples)
+pictures.overview(result, product.samples)
 
 # %% [markdown]
 # ## What came out

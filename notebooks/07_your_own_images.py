@@ -48,7 +48,7 @@ from musc.cli import main as musc_command
 from musc.datasets import load_category
 from musc.datasets.images import read_image
 from musc.errors import MuscError
-from musc.results import figures
+from musc.results import figures, pictures
 
 # %matplotlib inline
 
@@ -80,7 +80,7 @@ first = result.paths[result.ranks.argmin()]
 print(f"{len(result)} images scored; the most anomalous: {first}")
 
 # %% mystnb={"figure": {"caption": "The first thing to look at: most and least anomalous images with their maps.", "name": "fig-own-overview"}, "image": {"alt": "A row of images by falling score, with overlays below."}}
-figures.overview(result, photos.samples)
+pictures.overview(result, photos.samples)
 
 # %% [markdown]
 # `score` is after RsCIN, from 0 to 1 *within this folder*: the highest is near 1 even if nothing is wrong. `raw_score` is a distance and

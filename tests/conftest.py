@@ -1,10 +1,15 @@
 """Shared by all tests: shapes and types of public functions are checked while the suite runs."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+
+# Before torch is imported, and for the processes that tests start. Nearly all tensors here are small: threads that wait
+# for each other then take longer than one that works, ten times as long where another process has the second core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Wraps every annotated function of musc: a tensor of another shape than its signature says fails the test.
 _finder = install_import_hook("musc", "typecheck.checker").hook
@@ -41,6 +46,35 @@ def tiny_backbone(tiny_config):
 
     c = tiny_config
     return load_backbone(c.backbone, weights=c.weights, image_size=c.image_size, stages=c.stages, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def pixel_backbone():
+    """`pixel_backbone(image_size)`: a network without weights, whose tokens follow from the pixels of a patch alone.
+
+    64 random Fourier features of the grey of a patch's four quarters: the nearer two patches' pixels, the nearer their
+    tokens. What is asserted with it holds for the method, whatever is trained.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from musc.backbones import Backbone, find_backbone
+
+    class Pixels(torch.nn.Module):
+        def forward_stages(self, images, stages):
+            quarters = F.avg_pool2d(images.mean(dim=1, keepdim=True), 4)  # [B, 1, S / 4, S / 4]
+            quarters = F.pixel_unshuffle(quarters, 2).flatten(2).mT  # [B, M, 4]
+            generator = torch.Generator().manual_seed(0)
+            tokens = torch.cos(
+                quarters @ torch.randn(4, 64, generator=generator) + 6.3 * torch.rand(64, generator=generator)
+            )
+            return [tokens] * len(stages), tokens.mean(dim=1)
+
+    def build(image_size):
+        spec = dataclasses.replace(find_backbone("procedural"), patch_size=8)
+        return Backbone(spec, Pixels(), image_size=image_size, stages=(1,), weights_id="pixels")
+
+    return build
 
 
 @pytest.fixture

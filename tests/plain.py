@@ -1,8 +1,9 @@
-"""Eq. 1-3 written out in float64, one patch loop at a time: the reference of the tests, slow and obvious."""
+"""Eq. 1-3 written out in float64, every difference of two patches formed: the reference of the tests."""
 
 import math
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 
 def aggregate(tokens, degree, grid):
@@ -14,25 +15,19 @@ def aggregate(tokens, degree, grid):
     for i in range(N):
         image = (tokens[i] - tokens[i].mean()) / math.sqrt(tokens[i].var() + 1e-5)
         padded = np.pad(image.reshape(H, W, C), [(degree // 2, degree // 2)] * 2 + [(0, 0)])
-        for y in range(H):
-            for x in range(W):
-                token = padded[y : y + degree, x : x + degree].sum(axis=(0, 1)) / degree**2
-                out[i, y * W + x] = token / np.linalg.norm(token)
+        mean = sum(padded[dy : dy + H, dx : dx + W] for dy in range(degree) for dx in range(degree)) / degree**2
+        out[i] = mean.reshape(M, C) / np.linalg.norm(mean.reshape(M, C), axis=1, keepdims=True)
     return out
 
 
 def distances(features, references=None):
     """[N, M, C] -> [N, N-1, M] (or [N, R, M]): || a - b || to the nearest patch, all differences formed."""
     features = np.asarray(features, dtype=np.float64)
-
-    def nearest(a, b):
-        return np.array([np.sqrt(((b - patch) ** 2).sum(axis=1)).min() for patch in a])
-
     if references is not None:
         references = np.asarray(references, dtype=np.float64)
-        return np.array([[nearest(a, b) for b in references] for a in features])
+        return np.array([[cdist(a, b).min(axis=1) for b in references] for a in features])
     N = len(features)
-    return np.array([[nearest(features[i], features[j]) for j in range(N) if j != i] for i in range(N)])
+    return np.array([[cdist(features[i], features[j]).min(axis=1) for j in range(N) if j != i] for i in range(N)])
 
 
 def interval_average(d, low_percent=0, high_percent=30, reduction=np.mean):

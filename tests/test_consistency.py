@@ -124,7 +124,7 @@ def test_a_warning_names_images_and_share():
     assert "0.png, 1.png, 2.png, 3.png, 4.png, ..." in text
 
 
-def test_the_pipeline_warns_and_corrects(tmp_path):
+def test_the_pipeline_warns_and_corrects(tmp_path, pixel_backbone):
     """Four of ten photographs have the same dark spot, each a little differently lit."""
     from PIL import Image
 
@@ -134,9 +134,9 @@ def test_the_pipeline_warns_and_corrects(tmp_path):
         if i < 4:
             pixels[32:48, 32:48] = 20 + rng.normal(0, 3, (16, 16, 3))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / f"{i}.png")
-    config = MuScConfig(image_size=64, stages=(1, 2), degrees=(1,), device="cpu", workers=0)
+    config, backbone = MuScConfig(image_size=64, stages=(1,), degrees=(1,), device="cpu", workers=0), pixel_backbone(64)
     plain_run, warned, right = (
-        MuSc(config.replace(consistency=how)).run(tmp_path) for how in ("off", "warn", "correct")
+        MuSc(config.replace(consistency=how), backbone=backbone).run(tmp_path) for how in ("off", "warn", "correct")
     )
     assert plain_run.notes == ()
     assert any("4 of 10 images (40 %)" in note for note in warned.notes)

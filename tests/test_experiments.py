@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_stored_distances_resume_and_equal_msm(musc, category, tmp_path, monkeyp
     store = Distances.compute(features, tmp_path / "d", (1, 3))
     expected = msm.stage_distances(features.patch_tokens[1], (1, 3))
     torch.testing.assert_close(torch.tensor(np.array(store[1, 3])), expected[1])
-    (tmp_path / "d" / "stage1.npy").unlink()  # as if the run had been killed before it
+    next((tmp_path / "d").glob("stage1-*.npy")).unlink()  # as if the run had been killed before it
     calls = []
     original = msm.stage_distances
     monkeypatch.setattr(msm, "stage_distances", lambda *a, **k: calls.append(1) or original(*a, **k))
@@ -91,3 +92,31 @@ def test_unlabeled_images_cannot_be_ablated(musc, photos, tmp_path):
     category = Category("toy", "x", tuple(Sample(p.name, p) for p in sorted(photos.iterdir())))
     with pytest.raises(DataError, match="labels"):
         ablate(category, musc, tmp_path)
+
+
+def test_stored_distances_of_other_degrees_tokens_or_precision_are_not_taken(musc, category, tmp_path):
+    features = musc.features(category.samples)
+    Distances.compute(features, tmp_path, (1, 3))
+    other = Distances.compute(features, tmp_path, (3, 5))
+    np.testing.assert_allclose(other[0, 5], msm.stage_distances(features.patch_tokens[0], (5,))[0], atol=1e-6)
+    features.patch_tokens[0] = features.patch_tokens[0].flip(0)
+    turned = Distances.compute(features, tmp_path, (3, 5))
+    np.testing.assert_allclose(turned[0, 5], msm.stage_distances(features.patch_tokens[0], (5,))[0], atol=1e-6)
+    assert len(list(tmp_path.glob("stage0-*.npy"))) == 3
+    assert len(list(tmp_path.glob("stage1-*.npy"))) == 2
+
+
+@pytest.mark.parametrize(
+    "changes", [{"position_window": 1}, {"references": 2}, {"tiles": 2}, {"consistency": "warn"}, {"degrees": (1,)}]
+)
+def test_settings_that_an_ablation_cannot_show_are_refused(musc, category, tmp_path, changes):
+    (name,) = changes
+    with pytest.raises(ConfigError, match=f"{name} = .* is not for ablations"):
+        ablate(category, MuSc(musc.config.replace(**changes)), tmp_path)
+
+
+def test_a_category_of_digits_stays_text_when_it_is_read_again(musc, category, tmp_path):
+    digits = dataclasses.replace(category, name="01")
+    grids = {"one": {"row": Variant()}}
+    first, again = (ablate(digits, musc, tmp_path, grids) for _ in range(2))
+    assert set(first.category) == set(again.category) == {"01"}

@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import shutil
+import threading
+import time
 
 import pytest
 import safetensors.torch
@@ -8,7 +10,7 @@ import torch
 
 from musc.backbones import Backbone, load_backbone
 from musc.datasets.base import Sample
-from musc.errors import DataError
+from musc.errors import ConfigError, DataError
 from musc.features import TokenCache, extract
 
 
@@ -98,19 +100,23 @@ def _store(cache):
 
 
 def test_two_processes_share_a_cache(tiny_backbone, tmp_path):
+    """Another process and a thread of this one write the same entry while it is read here."""
     cache = TokenCache(tmp_path, tiny_backbone, half=False)
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_store, args=(cache,)) for _ in range(2)]
-    for writer in writers:
-        writer.start()
-    seen = 0
-    while any(writer.is_alive() for writer in writers):
-        tokens = cache.get("key")
-        if tokens is not None:
-            assert len(tokens["stage0"].unique()) == 1  # never half of one and half of the other
-            seen += 1
-    assert [writer.exitcode for writer in writers] == [0, 0]
-    assert seen > 0
+    other = multiprocessing.get_context("spawn").Process(target=_store, args=(cache,))
+    _store(cache)
+    other.start()
+    while other.is_alive() and cache.get("key")["stage0"][0, 0] == 299:  # it takes a while to start
+        time.sleep(0.01)
+    thread = threading.Thread(target=_store, args=(cache,))
+    thread.start()
+    seen = set()
+    while other.is_alive() or thread.is_alive():
+        values = cache.get("key")["stage0"].unique()
+        assert len(values) == 1  # never half of one and half of the other
+        seen.add(values.item())
+    thread.join()
+    assert other.exitcode == 0
+    assert len(seen) > 1
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["key.safetensors"]
 
 
@@ -131,3 +137,45 @@ def test_nothing_readable_is_an_error(samples, counting, photos):
         sample.image.write_bytes(b"")
     with pytest.raises(DataError, match="none of the 6 images"):
         extract(samples, counting)
+
+
+class Failing(Counting):
+    """A backbone that runs out of memory beyond some images, and says so as the CPU does."""
+
+    most = 2
+
+    def __call__(self, images, **options):
+        if len(images) > self.most:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.")
+        return super().__call__(images, **options)
+
+
+def test_a_shortage_of_memory_means_smaller_batches(samples, tiny_backbone):
+    plain = extract(samples, tiny_backbone)
+    assert same(plain, extract(samples, Failing(tiny_backbone), batch_size=6))
+
+
+def test_one_image_that_does_not_fit_is_a_clear_error(samples, tiny_backbone):
+    failing = Failing(tiny_backbone)
+    failing.most = 0
+    with pytest.raises(ConfigError, match=r"does not hold one image of 64 px.*smaller image_size"):
+        extract(samples, failing)
+
+
+def test_other_errors_of_the_network_are_not_taken_for_a_shortage(samples, tiny_backbone, monkeypatch):
+    monkeypatch.setattr(Failing, "__call__", lambda *_, **__: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        extract(samples, Failing(tiny_backbone))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_tokens_that_are_not_finite_stop_the_run_and_name_the_image(samples, tiny_backbone, bad, tmp_path):
+    class Broken(Counting):
+        def __call__(self, images, **options):
+            tokens = super().__call__(images, **options)
+            last = tokens.patch_tokens[1].clone()
+            last[-1, 3, 5] = bad
+            return tokens._replace(patch_tokens=(tokens.patch_tokens[0], last))
+
+    with pytest.raises(DataError, match=r"5\.png: .*NaN or infinity"):
+        extract(samples, Broken(tiny_backbone), batch_size=6, cache=tmp_path)

@@ -61,8 +61,10 @@ def test_histograms_have_area_one_and_share_their_bins():
     ax = Figure().subplots()
     figures.two_histograms(ax, np.array([0.0, 0.1, 0.2]), np.array([1.0]), bins=10)
     assert ax.get_legend_handles_labels()[1] == ["normal", "anomalous"]
-    heights = [polygon.get_xy()[:, 1].max() for polygon in ax.patches]
-    np.testing.assert_allclose(heights, [10 / 3] * 2 + [10] * 2)  # a third, and all, in a bin of width 0.1
+    outlines = [outline.get_paths()[0].vertices for outline in ax.collections]
+    np.testing.assert_allclose([o[:, 1].max() for o in outlines], [10 / 3, 10])  # a third, and all, in a bin of 0.1
+    steps = [np.unique(o[:, 0].round(9)) for o in outlines]
+    assert all(np.isin(s, np.linspace(0, 1, 11).round(9)).all() for s in steps)
 
 
 def test_graph_draws_each_edge_once():

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
@@ -261,3 +263,18 @@ def test_a_sort_is_shared_by_several_sets_of_masks():
     for share in (0.1, 0.3):
         masks = rng.random(maps.shape) < share
         assert metrics.pixel_metrics(masks, maps, ranked=ranked) == metrics.pixel_metrics(masks, maps)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**31), n=st.integers(2, 4), height=st.integers(4, 12), width=st.integers(4, 12),
+    levels=st.none() | st.integers(1, 6), share=st.floats(0.02, 0.5), max_fpr=st.floats(0.05, 1),
+)  # fmt: skip
+def test_any_small_case_agrees_with_the_references(seed, n, height, width, levels, share, max_fpr):
+    rng = np.random.default_rng(seed)
+    masks = rng.random((n, height, width)) < share
+    masks[0, 0, 0], masks[-1, -1, -1] = True, False
+    maps = rng.normal(size=masks.shape)
+    maps = (np.round(maps * levels) / levels if levels else maps).astype(np.float32)
+    expected = reference(masks, maps) | {"pro": brute_force_pro(masks, maps, max_fpr)}
+    assert pixel_metrics(masks, maps, max_fpr=max_fpr) == pytest.approx(expected, abs=1e-9)

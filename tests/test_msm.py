@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import plain
@@ -12,6 +13,7 @@ from jaxtyping import TypeCheckError
 
 from musc import engines, lnamd, msm
 from musc.engines import blocked, cpu
+from musc.engines.cpu import compiling
 
 GRID = (5, 6)
 
@@ -24,6 +26,13 @@ def tokens(N=5, grid=GRID, C=24, seed=0, smooth=True):
     return common + 0.7 * torch.randn(N, H * W, C, generator=g) + 0.3
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kernels():
+    """Compiled before the first test, so that no test changes the engine half way."""
+    if cpu.has_integer_products() and not compiling.ready():
+        cpu.compile_kernels()
+
+
 def use_products(kind, monkeypatch):
     """Lets the CPU engine use the integer products of AVX2 or of AVX-512 VNNI alone."""
     wide = kind == "AVX-512"
@@ -32,21 +41,38 @@ def use_products(kind, monkeypatch):
     monkeypatch.setattr(cpu, "has_wide_products", lambda: wide)
 
 
-@pytest.fixture(params=["8 bits, AVX-512", "16 bits, AVX-512", "8 bits, AVX2", "16 bits, AVX2", "float products"])
-def engine(request, monkeypatch):
-    """Every way in which the CPU engine takes products, where the machine has it."""
-    if request.param == "float products":
+ENGINES = ["8 bits, AVX-512", "16 bits, AVX-512", "8 bits, AVX2", "16 bits, AVX2", "gram"]
+
+
+def use_engine(name, monkeypatch):
+    """Lets float32 tokens on the CPU be compared in one way of several, where the machine has it."""
+    if name == "gram":
         monkeypatch.setattr(cpu, "has_integer_products", lambda: False)
         return
-    use_products(request.param.split()[-1], monkeypatch)
-    which = -2 if request.param.startswith("8 bits") else -1
-    monkeypatch.setattr(cpu, "choose", lambda *arguments: (cpu.ways(*arguments[:4])[which], {}, {}))
+    use_products(name.split()[-1], monkeypatch)
+    from musc.engines.cpu import compiled
+
+    which = 0 if name.startswith("8 bits") else 1
+    candidates = compiled.candidate_layouts
+    monkeypatch.setattr(compiled, "choose", lambda *arguments: candidates(*arguments)[which])
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, monkeypatch):
+    """Every way in which tokens on the CPU are compared."""
+    use_engine(request.param, monkeypatch)
+
+
+@cache
+def two_stages(N):
+    """Tokens of two stages, and their scores by brute force."""
+    stages = [tokens(N), tokens(N, C=17, seed=1, smooth=False)]
+    return stages, plain.mutual_scores(stages, grid=GRID)
 
 
 @pytest.mark.parametrize("N", [2, 3, 4, 5, 9])
 def test_scores_equal_float64_brute_force(engine, N):
-    stages = [tokens(N), tokens(N, C=17, seed=1, smooth=False)]
-    expected = plain.mutual_scores(stages, grid=GRID)
+    stages, expected = two_stages(N)
     got = msm.mutual_scores(stages, grid=GRID)
     assert torch.isfinite(got).all()
     np.testing.assert_allclose(got, expected, atol=1e-6)

@@ -3,23 +3,29 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import plain
 import pytest
 import torch
-from test_msm import GRID, engine, tokens, use_products  # noqa: F401
+from test_msm import GRID, engine, kernels, tokens, use_engine, use_products  # noqa: F401
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import msm as bench
 from musc import msm
 from musc.engines import cpu
-from musc.engines.cpu import image, products
-from musc.engines.cpu.layout import Spare
-from musc.engines.pairs import plan_pool
+from musc.engines.cpu import compiled, compiling, products, search
+from musc.engines.cpu import image as preparation
+from musc.engines.cpu.layout import BufferPool, Layout
+from musc.engines.pairs import by_image, plan_pool
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 30), (10, 60), (50, 100)])
@@ -59,7 +65,7 @@ def test_low_precision_is_within_its_tolerance(kind, monkeypatch):
     x = tokens(4, (8, 8), C=512)
     x[1, 5:20] = x[0, 25:40] + 1e-3 * x[2, :15]
     expected = torch.from_numpy(plain.mutual_scores([x], (1, 3), (8, 8)))
-    monkeypatch.setattr(cpu, "choose", lambda *arguments: (cpu.ways(*arguments[:4])[0], {}, {}))
+    use_engine(f"8 bits, {kind}", monkeypatch)
     got = msm.mutual_scores([x], (1, 3), precision="bfloat16").double()
     assert 1e-6 < (got - expected).abs().max() < 1e-3
     near = msm.stage_distances(x, (1,), precision="bfloat16")[0, 1, 0, 5:20]
@@ -73,20 +79,22 @@ def test_margins_bound_what_rounding_does(huge, kind, monkeypatch):
     use_products(kind, monkeypatch)
     x = tokens(2, (7, 9), C=200, smooth=not huge)
     x[:, :, 3] += 50 * huge
-    layout = cpu.Layout(7, 9, (1, 3, 5), True, cpu.has_wide_products())
-    multiply = products.products_wide if layout.wide else products.products
-    for way in cpu.ways(lambda p: x[p], plan_pool(2), layout, "float32"):
-        a, b = (cpu.prepare(each, way) for each in x)
-        ring = np.zeros((66, way.n), np.float32)
-        ratio = np.float32(a.scales[1] * b.scales[1] / (a.scales[0] * b.scales[0]))
-        multiply(a.rows, b.columns, b.offset, ratio, ring, 0, len(a.rows))
-        between = ring[:63, way.place >= 0].astype(np.float64).reshape(7, 9, 7, 9)
+    layout = Layout(7, 9, 200, (1, 3, 5), kind == "AVX-512")
+    for way in compiled.candidate_layouts(lambda p: x[p], plan_pool(2), layout):
+        images, _ = way.images(2)
+        for s in range(2):
+            rotated = preparation.rotate(x[s], way, preparation.room(way))
+            preparation.prepare(rotated, way, images, s)
+        place = way.grid.place
+        gram = np.zeros((66, len(place)), np.float32)
+        ratio = images.ratio[0] * images.ratio[1]
+        products.multiply(images.rows[0], images.columns[1], images.offset[1], ratio, gram, 0, images.rows.shape[1])
+        between = gram[:63, place >= 0].astype(np.float64).reshape(7, 9, 7, 9)
         for d, r in enumerate((1, 3, 5)):
             padded = np.pad(between, r // 2)
             sums = np.lib.stride_tricks.sliding_window_view(padded, (r, r, r, r)).sum(axis=(4, 5, 6, 7)).reshape(63, 63)
-            valid = way.place >= 0
-            cosines = a.as_rows[0][d][:, None] * sums * b.as_columns[0][d][valid]
-            margins = a.as_rows[1][d][:, None] + b.as_columns[1][d][valid]
+            cosines = images.row_scale[0, d][:, None] * sums * images.column_scale[1, d][place >= 0]
+            margins = images.row_margin[0, d][:, None] + images.column_margin[1, d][place >= 0]
             exact = plain.aggregate(x, r, (7, 9))
             error = np.abs(cosines - exact[0] @ exact[1].T)
             assert (error < margins).all()
@@ -175,33 +183,195 @@ def test_buffers_are_given_back_after_an_error(engine):  # noqa: F811
 
 
 def test_memory_comes_back_for_the_next_call_up_to_a_limit():
-    spare = Spare(1000)
-    first = spare.take(400)
-    at, view = first.ctypes.data, first[100:].view(np.float32)
-    del first
-    other = spare.take(400)
-    assert other.ctypes.data != at  # the view still lies in the first piece
-    del view
-    assert spare.take(400).ctypes.data == at
-    pieces = [spare.take(400) for _ in range(4)]
-    del pieces, other
-    assert 0 < spare.size <= 1000
-    spare.take(2000)
-    assert spare.size <= 1000
+    pool = BufferPool(1000)
+    first = pool.take(400)
+    at = first.ctypes.data
+    assert pool.take(400).ctypes.data != at  # the first piece is still out
+    pool.give(first)
+    assert pool.size == 400
+    assert pool.take(400).ctypes.data == at
+    for piece in [pool.take(400) for _ in range(4)]:
+        pool.give(piece)
+        assert 0 < pool.size <= 1000
+    pool.give(pool.take(2000))
+    assert pool.size <= 1000
 
 
 @pytest.mark.parametrize("offset", [0.0, 300.0])
-def test_doubtful_tokens_are_compared_in_full(offset):
-    """`in_full` against float64, at the border too, and where tokens have a large mean."""
+def test_tokens_with_too_many_candidates_are_compared_with_all(offset):
+    """`nearest_of_all` against float64, at the border too, and where tokens have a large mean."""
     x = tokens(2, (6, 7), C=64) + offset
-    layout = cpu.Layout(6, 7, (1, 3, 5), True, cpu.has_wide_products())
-    way = cpu.ways(lambda p: x[p], plan_pool(2), layout, "bfloat16")[0]
-    a, b = (cpu.prepare(each, way) for each in x)
-    doubtful = np.zeros(42, bool)
-    doubtful[[0, 6, 17, 41]] = True
+    layout = Layout(6, 7, 64, (1, 3, 5), False)
+    images, _ = layout.images(2)
+    for s in range(2):
+        rotated = preparation.rotate(x[s], layout, preparation.room(layout))
+        preparation.prepare(rotated, layout, images, s)
     for d, r in enumerate((1, 3, 5)):
-        squares = np.full(42, -1, np.float32)
-        image.in_full(a, b, d, doubtful, squares)
         expected = plain.distances(plain.aggregate(x, r, (6, 7)))[0, 0]
-        np.testing.assert_allclose(np.sqrt(squares[doubtful]), expected[doubtful], atol=1e-4 if offset else 1e-6)
-        assert (squares[~doubtful] == -1).all()
+        for m in (0, 6, 17, 41):
+            square, at = search.nearest_of_all(images, 0, m, 1, d)
+            assert np.sqrt(square) == pytest.approx(expected[m], abs=1e-4 if offset else 1e-6)
+            assert square == search.squared_distance(images.unit, 0, m, 1, at, d)
+
+
+FIRST_USE = """
+import sys, time, warnings
+warnings.simplefilter("error")
+import torch
+from musc import msm
+from musc.engines.cpu import compiling
+x = torch.randn(4, 30, 24, generator=torch.Generator().manual_seed(0))
+first = msm.stage_distances(x, (1, 3), grid=(5, 6))
+assert "numba" not in sys.modules
+again = time.monotonic() + float(sys.argv[1])
+while not compiling.ready() and time.monotonic() < again:
+    time.sleep(0.1)
+way = "compiled" if compiling.ready() else "torch"
+print(way, float((msm.stage_distances(x, (1, 3), grid=(5, 6)) - first).abs().max()))
+"""
+
+
+def first_use(patience, package=ROOT, **environment):
+    """What a new process prints that scores twice, and waits for kernels in between."""
+    command = [sys.executable, "-W", "error", "-c", FIRST_USE, str(patience)]
+    environment = os.environ | {"PYTHONPATH": str(package)} | environment
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=package, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    way, difference = done.stdout.split()
+    return way, float(difference)
+
+
+needs_avx2 = pytest.mark.skipif(not cpu.has_integer_products(), reason="this processor has no AVX2")
+
+
+@needs_avx2
+def test_an_edited_kernel_is_compiled_anew(tmp_path):
+    """The first use computes in torch while kernels compile, without a word or a numba; then they are used.
+
+    In a copy of the package `note_rival`'s module is what it was, and one that it calls is not: the results change.
+    """
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    way, difference = first_use(300, **cache)
+    assert way == "compiled"
+    assert 0 < difference < 1e-6
+    assert first_use(0, **cache)[0] == "compiled"
+    shutil.copytree(ROOT / "musc", tmp_path / "copy" / "musc", ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    boxes = tmp_path / "copy" / "musc" / "engines" / "cpu" / "boxes.py"
+    text = boxes.read_text()
+    assert "builder.fmul(total, factor)" in text
+    boxes.write_text(text.replace("builder.fmul(total, factor)", "builder.fneg(builder.fmul(total, factor))"))
+    way, difference = first_use(300, tmp_path / "copy", **cache)
+    assert way == "compiled"
+    assert difference > 0.1
+    assert len(list((tmp_path / "cache" / "musc" / "kernels").iterdir())) == 2
+
+
+@needs_avx2
+def test_without_a_place_to_write_the_first_use_goes_on_in_torch(tmp_path):
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file" / "folder")
+    code = "import tempfile; tempfile.gettempdir = lambda: '/proc/nowhere'\n" + FIRST_USE
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, "0"], capture_output=True, text=True, check=False, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": nowhere},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["torch", "0.0"]
+
+
+@needs_avx2
+def test_one_process_compiles_for_all(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(compiling, "folder", lambda: tmp_path)
+    monkeypatch.setattr(compiling.subprocess, "Popen", lambda *a, **k: started.append(a) or Child())
+    monkeypatch.setattr(compiling, "_children", [])
+
+    class Child:
+        returncode = None
+
+        def poll(self):
+            return None
+
+    compiling.compile_aside()
+    compiling.compile_aside()  # this process' child is at work
+    compiling._children.clear()
+    compiling.compile_aside()  # another's
+    assert len(started) == 1
+    os.utime(tmp_path / "compiling", (0, 0))  # it died
+    compiling.compile_aside()
+    assert len(started) == 2
+    compiling.finish()
+    assert compiling.ready()
+    assert not (tmp_path / "compiling").exists()
+
+
+def test_a_job_changes_over_when_kernels_are_ready(monkeypatch):
+    """Some pairs in torch, the others compiled: as if all were done in one way."""
+    x = tokens(7)
+    expected = msm.stage_distances(x, grid=GRID, block=2)
+    asked = iter([False, False, False, True])
+    monkeypatch.setattr(compiling, "ready", lambda: next(asked))
+    monkeypatch.setattr(compiling, "compile_aside", lambda: None)
+    got = msm.stage_distances(x, grid=GRID, block=2)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+    assert next(asked, None) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_tokens_that_are_not_finite_are_named(engine, value, dtype):  # noqa: F811
+    x = tokens(4).to(dtype)
+    x[2, 7, 3] = value
+    for precision in ("float32", "bfloat16"):
+        with pytest.raises(ValueError, match=r"^image 2: 1 patch tokens hold NaN or infinity, the first at patch 7"):
+            msm.mutual_scores([x], grid=GRID, precision=precision)
+    with pytest.raises(ValueError, match=r"^image 2"):
+        msm.mutual_scores([x], grid=GRID, position_window=1)
+    with pytest.raises(ValueError, match=r"^reference image 2"):
+        msm.mutual_scores([x[:2]], grid=GRID, references=[x])
+    with pytest.raises(ValueError, match=r"^image 2"):
+        msm.newcomer_distances(x[0], list(x[1:]), grid=GRID)
+
+
+def test_other_threads_keep_their_number_of_torch_threads(engine):  # noqa: F811
+    """Threads that are there when a run begins, and threads that begin while it runs."""
+    x, before, seen = tokens(6), torch.get_num_threads(), []
+
+    def image(p):
+        with ThreadPoolExecutor(1) as other:
+            seen.append(other.submit(torch.get_num_threads).result())
+        return x[p]
+
+    try:
+        torch.set_num_threads(3)
+        nothing = (lambda images, slots, found: seen.append(torch.get_num_threads())), (lambda count: None)
+        cpu.stage_distances(image, plan_pool(6), (1, 3), GRID, 2, *nothing)
+        assert set(seen) == {3}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_way_taken_is_logged(caplog):
+    with caplog.at_level("INFO", logger="musc.engines"):
+        msm.mutual_scores([tokens(3)], grid=GRID)
+        msm.mutual_scores([tokens(3)], grid=GRID, position_window=1)
+    said = [record.message for record in caplog.records]
+    assert said[0].startswith(("compiled: ", "gram: "))
+    assert said[1].startswith("windowed: ")
+
+
+def test_work_outside_the_pairs_is_linear_in_them():
+    """Writing 20,000 pairs' results, and grouping them, takes seconds where it is quadratic."""
+    plan = plan_pool(200)
+    start = time.process_time()
+    count = 0
+    for group in plan.blocks(100):
+        assert len({p for pair in group for p in pair}) <= 200
+        for i, others in by_image(group):
+            nothing = torch.empty(1, len(others), 1)
+            plan.write(lambda images, slots, found: None, i, others, nothing, nothing)
+            count += len(others)
+    assert count == 19900
+    assert time.process_time() - start < 2

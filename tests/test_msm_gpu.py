@@ -2,9 +2,13 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +16,14 @@ from test_msm import GRID, tokens
 
 from musc import msm
 from musc.engines import gpu
+from musc.engines.gpu import tiles
 
 CUDA = torch.device("cuda", 0)
+SIZES = (GRID, 16, (1, 3))  # of the images: grid, channels, degrees
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@needs_triton
 def test_kernels_in_the_interpreter():
     """In a child: Triton reads TRITON_INTERPRET when it is first imported, and other tests must not see it."""
     here = Path(__file__).parent
@@ -31,40 +38,155 @@ def test_importing_musc_does_not_import_triton():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("device", "installed", "capability", "expected"),
-    [("cpu", True, (9, 0), False), ("cuda", False, (9, 0), False), ("cuda", True, (7, 5), False),
-     ("cuda", True, (9, 0), True)],
-)  # fmt: skip
-def test_the_engine_needs_triton_and_a_recent_gpu(monkeypatch, device, installed, capability, expected):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+def cuda(monkeypatch, capability=(9, 0), kib=227):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert gpu.available(torch.device(device)) is expected
+    properties = SimpleNamespace(shared_memory_per_block_optin=kib * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    gpu.available.cache_clear()
+
+
+@pytest.mark.parametrize(("device", "installed", "capability"), [
+    ("cpu", True, (9, 0)), ("cuda", False, (9, 0)), ("cuda", True, (7, 5)),
+])  # fmt: skip
+def test_the_engine_needs_triton_and_a_recent_gpu(monkeypatch, device, installed, capability):
+    cuda(monkeypatch, capability)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    assert gpu.available(torch.device(device), *SIZES) is False
+
+
+def test_rocm_takes_plain_products(monkeypatch):
+    cuda(monkeypatch)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert gpu.available(CUDA, *SIZES) is False
+
+
+def test_where_triton_cannot_compile_one_warning_says_so(monkeypatch):
+    """Here it cannot: there is no GPU. So it is without a C compiler, or on a GPU newer than triton."""
+    cuda(monkeypatch)
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.warns(UserWarning, match="cannot compile here, or not run"):
+        assert gpu.available(CUDA, *SIZES) is False
+    assert gpu.available(CUDA, *SIZES) is False  # and once only
+    gpu.available.cache_clear()
 
 
 def test_without_the_engine_any_device_takes_plain_products():
     """Here the "device" is the CPU at float64, which no other engine serves; precision then changes nothing."""
     x = tokens(3).double()
-    assert not gpu.available(x.device)
+    assert not gpu.available(x.device, *SIZES)
     assert torch.equal(msm.stage_distances(x, grid=GRID, precision="bfloat16"), msm.stage_distances(x, grid=GRID))
 
 
-@pytest.mark.parametrize(("capability", "stages"), [((9, 0), 4), ((8, 0), 4), ((8, 6), 2), ((12, 0), 2)])
-def test_tiles_fit_the_shared_memory(monkeypatch, capability, stages):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+def compiled(function, types, constants, capability, **options):
+    """Machine code for a GPU that need not be there, with its registers and the bytes of its stack (spills)."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = function.arg_names
+    signature = {name: types.get(name, "constexpr" if name in constants else "i32") for name in names}
+    aligned = [
+        n for n, name in enumerate(names) if name == "C" or (name not in ("starts", "out") and "*" in signature[name])
+    ]
+    attributes = {(n,): [["tt.divisibility", 16]] for n in aligned}
+    kernel = triton.compile(
+        ASTSource(function, signature, constants, attributes), target=GPUTarget("cuda", capability, 32), options=options
+    )
+    return kernel, *resources(kernel.asm["cubin"])
+
+
+def resources(cubin):
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return (int(re.search(rf"{name}:(\d+)", said)[1]) for name in ("REG", "STACK"))
+
+
+@needs_triton
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize(("capability", "kib"), [(80, 163), (86, 99), (90, 227)])
+def test_tile_maxima_compile_for(monkeypatch, capability, kib, dense):
+    """Ahead of time: the tile that the device would take fits its shared memory and registers, and nothing spills."""
+    from musc.engines.gpu import kernels
+
+    cuda(monkeypatch, divmod(capability, 10), kib)
     tile = gpu.default_tile(CUDA)
-    assert tile.stages == stages
-    assert tile.stages * (tile.rows + tile.cols) * tile.channels * 2 < (163 if stages == 4 else 99) * 1024
+    types = dict.fromkeys(("half_a", "half_b"), "*fp16") | {"wanted": "*u8"}
+    types |= dict.fromkeys(("row_best", "row_second", "col_best", "col_second"), "*i32")
+    if tile.descriptor:
+        types["half_a"] = f"tensordesc<fp16[{tile.rows},{tile.channels}]>"
+        types["half_b"] = f"tensordesc<fp16[{tile.cols},{tile.channels}]>"
+    constants = {
+        "BM": tile.rows, "BN": tile.cols, "BK": tile.channels, "SUB_ROWS": tile.sub_rows, "SUB_COLS": tile.sub_cols,
+        "GROUP": tile.group, "DESCRIPTOR": tile.descriptor, "PERSISTENT": tile.resident > 0, "DENSE": dense,
+    }  # fmt: skip
+    kernel, registers, stack = compiled(
+        kernels.tile_maxima, types, constants, capability, num_warps=tile.warps, num_stages=tile.stages
+    )
+    assert replace(tile, resident=0).bytes <= kernel.metadata.shared <= tile.bytes + 1024  # what default_tile leaves
+    assert kernel.metadata.shared < kib * 1024
+    assert registers * 32 * tile.warps <= 65536
+    assert stack == 0
+    assert ("wgmma" if capability == 90 else "mma.sync") in kernel.asm["ptx"]
 
 
-@pytest.mark.parametrize(("free_gib", "expected"), [(140, 100), (8, 100), (2, 28), (0.01, 1)])
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 86, 90])
+def test_nearest_distances_compile_for(capability):
+    from musc.engines.gpu import kernels
+
+    tile = gpu.Tile()
+    types = dict.fromkeys(("exact", "error", "out"), "*fp32") | {"slack": "fp32", "starts": "*i64"}
+    types |= dict.fromkeys(("best", "second"), "*i32")
+    constants = {"C": 1024, "TOKENS": tile.tokens, "PARTNERS": tile.partners, "SUB": 16, "SUBS": 128}
+    constants["BC"] = tile.refine_channels
+    kernel, registers, stack = compiled(
+        kernels.nearest_distances, types, constants, capability, num_warps=tile.refine_warps
+    )
+    assert registers <= 128  # sixteen programs, at least, per multiprocessor: one's loads hide another's
+    assert stack <= 32  # of bytes that ptxas trades for one more program per multiprocessor
+    assert "ld.global.v4" in kernel.asm["ptx"] or ".v4.b32" in kernel.asm["ptx"]
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+def test_aggregate_compiles_for(capability):
+    from musc.engines.gpu import kernels
+
+    types = dict.fromkeys(("tokens", "mean", "scale", "exact", "error"), "*fp32") | {"half": "*fp16"}
+    constants = {"R": 5, "TOKENS": 1, "BC": 1024}
+    kernel, registers, stack = compiled(kernels.aggregate, types, constants, capability)
+    assert registers <= 128
+    assert stack == 0
+    assert "ld.global.v4" in kernel.asm["ptx"] or ".v4.b32" in kernel.asm["ptx"]
+
+
+@pytest.mark.parametrize(("capability", "kib", "stages", "rows_cols"), [
+    ((9, 0), 227, 3, (128, 128)), ((8, 0), 163, 4, (128, 128)), ((8, 6), 99, 4, (128, 128)),
+    ((8, 9), 99, 4, (128, 128)), ((12, 0), 99, 4, (128, 128)), ((10, 0), 227, 4, (128, 128)),
+    ((8, 0), 64, 3, (128, 128)),
+])  # fmt: skip
+def test_tiles_fit_the_shared_memory(monkeypatch, capability, kib, stages, rows_cols):
+    cuda(monkeypatch, capability, kib)
+    tile = gpu.default_tile(CUDA)
+    assert (tile.stages, (tile.rows, tile.cols)) == (stages, rows_cols)
+    assert tile.bytes <= kib * 1024 - 1024
+
+
+@pytest.mark.parametrize(("free_gib", "expected"), [(140, 100), (8, 100), (2, 23), (0.01, 1)])
 def test_block_from_free_memory(monkeypatch, free_gib, expected):
     """200 images as ViT-L gives them, three degrees."""
     free = int(free_gib * 2**30)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
-    block = gpu.automatic_block(CUDA, 200, 3, 1369, 1024)
+    tile = gpu.Tile()
+    block = tiles.automatic_block(CUDA, 200, 3, 1369, 1024, tile)
     assert block == expected
-    image, pair = gpu.bytes_needed(3, 1369, 1024)
-    assert block == 1 or 2 * block * image + gpu.CHUNK * pair < free
+    image, launch = tiles.bytes_needed(3, 1369, 1024, tile, tiles.chunk_images(1369))
+    assert block == 1 or 2 * block * image + launch < free

@@ -1,13 +1,17 @@
 """Tables and figures made again, on tiny data sets in the layouts of MVTec AD and VisA and on the synthetic one."""
 
+import itertools
 import math
 
 import numpy as np
 import pandas as pd
+import plain
 import pytest
+import torch
 from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from musc import MuSc, cli, reproduce
+from musc import MuSc, cli, reproduce, rscin
 from musc.errors import ConfigError, DataError
 from musc.reproduce import REGISTRY, comparison, draw, measure, paper, registry
 
@@ -20,8 +24,8 @@ def plant(folder, number, defect):
     pixels = np.linspace(60, 200, 64)[:, None, None] + rng.normal(0, 4, (64, 64, 3))
     mask = np.zeros((64, 64), np.uint8)
     if defect:
-        pixels[24:40, 24 : 32 + 2 * number] = 10
-        mask[24:40, 24 : 32 + 2 * number] = 255
+        pixels[16:48, 16 : 32 + 2 * number] = 10
+        mask[16:48, 16 : 32 + 2 * number] = 255
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03}.png")
     return Image.fromarray(mask)
@@ -168,20 +172,127 @@ def test_a_finished_result_is_not_computed_again(lab, monkeypatch):
     assert np.array_equal(first.image_scores, again.image_scores)
 
 
-@pytest.mark.parametrize("name", ["figure_3", "figure_4", "figure_5", "figure_6", "figure_8", "figure_16"])
-def test_figures_of_files(small, name):
-    if name == "figure_16":  # neither transistor nor wood nor zipper is there
-        with pytest.raises(DataError, match="transistor, wood, zipper"):
-            reproduce.make(name, small)
-        return
-    made = reproduce.make(name, small)
+@pytest.fixture
+def bottle(small):
+    """The one category of the figures: its result, its samples in the result's order, and masks of 64 px."""
+    result = small.result("mvtec_ad", "bottle")
+    by_name = {s.name: s for s in small.category("mvtec_ad", "bottle").samples}
+    samples = [by_name[path] for path in result.paths]
+    masks = [np.asarray(Image.open(s.mask)) > 0 if s.mask else np.zeros((64, 64), bool) for s in samples]
+    return result, samples, np.stack(masks)
+
+
+def make_figure(name, lab):
+    made = reproduce.make(name, lab)
     assert len(made.frame) > 1
     assert list(made.frame.columns) == ["paper", "here"]
     assert max(map(len, [*made.frame.index, *made.frame["paper"]])) <= 50
-    assert made.figure.axes
-    if name == "figure_6":
-        assert made.frame.loc["MVTec AD, pill: pixel AUROC, pixel AP [%]", "here"] == "not run"
-        assert made.frame.loc["MVTec AD, bottle: pixel AUROC, pixel AP [%]", "paper"] == "98.6 83.2"
+    return made.figure.axes, made.frame
+
+
+def shown(ax):
+    """The picture that stands in `ax`."""
+    (image,) = ax.images
+    return np.asarray(image.get_array())
+
+
+def heights(ax, label, edges):
+    """Of the bins of one histogram in `ax`: where its outline runs level above the middle of a bin."""
+    (outline,) = [area for area in ax.collections if area.get_label() == label]
+    corners = outline.get_paths()[0].vertices
+    level = [(*sorted((x, after)), y) for (x, y), (after, same) in itertools.pairwise(corners) if y == same]
+    return [max(y for x, after, y in level if x < at < after) for at in (edges[:-1] + edges[1:]) / 2]
+
+
+def picture(sample):
+    return np.asarray(Image.open(sample.image))
+
+
+def test_figure_3_shows_the_maps_of_each_degree_from_small_to_large(small, bottle):
+    _, samples, masks = bottle
+    axes, frame = make_figure("figure_3", small)
+    rows = [i for i in np.argsort(masks.sum(axis=(1, 2)), kind="stable") if masks[i].any()]
+    one = {r: small.result("mvtec_ad", "bottle", degrees=(r,)).anomaly_maps for r in (1, 3, 5)}
+    columns = [*one.values(), np.mean(list(one.values()), axis=0)]
+    for line, i in zip(np.reshape(axes[:18], (3, 6)), rows, strict=True):
+        np.testing.assert_array_equal(shown(line[0]), picture(samples[i]))
+        np.testing.assert_array_equal(shown(line[1]), masks[i])
+        for ax, maps in zip(line[2:], columns, strict=True):
+            np.testing.assert_allclose(shown(ax), maps[i], atol=1e-6)
+    ap = {f"r = {r}": average_precision_score(masks[rows[0]].ravel(), one[r][rows[0]].ravel()) for r in one}
+    assert frame["here"].iloc[0] == max(ap, key=ap.get)
+    assert list(frame["here"])[1:4] == [f"{value:.3f}" for value in ap.values()]
+
+
+def test_figure_4_counts_the_distances_of_normal_and_abnormal_patches(small, bottle):
+    result, _, masks = bottle
+    axes, frame = make_figure("figure_4", small)
+    share = masks.reshape(6, 4, 16, 4, 16).mean(axis=(2, 4)).reshape(6, 16)  # anomalous, of a patch
+    normal, abnormal = share == 0, share >= 0.5
+    tokens = small.features("mvtec_ad", "bottle").patch_tokens[1]
+    D = plain.distances(plain.aggregate(tokens, 3, (4, 4)))  # [N, N - 1, M]
+    edges, single = np.linspace(0, D.max(), 49), D.transpose(0, 2, 1)
+    expected = [(single, "normal", normal), (single, "anomalous", abnormal)]
+    for averaged in (D.mean(axis=1), plain.interval_average(D)):
+        expected += [(averaged, "normal", normal), (averaged, "anomalous", abnormal)]
+    for (values, label, where), ax in zip(expected, [axes[0], axes[1], *axes[2:3] * 2, *axes[3:4] * 2], strict=True):
+        counts = np.histogram(values[where], edges, density=True)[0]
+        np.testing.assert_allclose(heights(ax, label, edges), counts, rtol=0.01)
+    assert frame["here"].iloc[-1] == f"{normal.sum()}, {abnormal.sum()}" == "84, 10"
+    assert len(result.paths) == 6
+
+
+def test_figure_5_shows_scores_before_and_after_and_a_neighbour(small, bottle):
+    result, samples, _ = bottle
+    axes, frame = make_figure("figure_5", small)
+    raw, normal = result.raw_image_scores, result.labels == 0
+    edges = np.linspace(0, 1, 21)
+    for ax, values in zip(axes[:2], ((raw - raw.min()) / np.ptp(raw), result.image_scores), strict=True):
+        for label, where in (("normal", normal), ("anomalous", ~normal)):
+            np.testing.assert_allclose(heights(ax, label, edges), np.histogram(values[where], edges, density=True)[0])
+    i = np.flatnonzero(normal)[raw[normal].argmax()]
+    others = [n for n in np.flatnonzero(normal) if n != i]
+    j = others[np.argmax(result.class_tokens[others] @ result.class_tokens[i])]
+    for n, row in enumerate((i, j)):
+        np.testing.assert_array_equal(shown(axes[2 + 2 * n]), picture(samples[row]))
+        np.testing.assert_array_equal(shown(axes[3 + 2 * n]), result.anomaly_maps[row])
+    assert list(frame["here"])[:2] == [f"{raw[i]:.3f}", f"{raw[j]:.3f}"]
+    assert frame["here"].iloc[2] == f"{result.class_tokens[i] @ result.class_tokens[j]:.3f}"
+
+
+def test_figure_6_shows_images_masks_and_maps(small, bottle):
+    result, samples, masks = bottle
+    axes, frame = make_figure("figure_6", small)
+    rows = [i for i in np.argsort(masks.sum(axis=(1, 2)), kind="stable") if masks[i].any()]
+    for column, i in zip(np.reshape(axes[:9], (3, 3)).T, rows, strict=True):
+        np.testing.assert_array_equal(shown(column[0]), picture(samples[i]))
+        np.testing.assert_array_equal(shown(column[1]), masks[i])
+        np.testing.assert_array_equal(shown(column[2]), result.anomaly_maps[i])
+        assert column[0].get_title() == "bottle\nspot"
+    assert frame.loc["MVTec AD, pill: pixel AUROC, pixel AP [%]", "here"] == "not run"
+    measured = frame.loc["MVTec AD, bottle: pixel AUROC, pixel AP [%]"]
+    assert measured["paper"] == "98.6 83.2"
+    pixels = result.metrics["pixel_official"]
+    assert measured["here"] == f"{100 * pixels['auroc']:.1f} {100 * pixels['ap']:.1f}"
+
+
+def test_figure_8_draws_the_auroc_of_every_window(small, bottle):
+    result, _, _ = bottle
+    axes, frame = make_figure("figure_8", small)
+
+    def auroc(*windows):
+        raw, tokens = torch.from_numpy(result.raw_image_scores), torch.from_numpy(result.class_tokens)
+        return 100 * roc_auc_score(result.labels, rscin.rescore(raw, tokens, [min(k, 6) for k in windows]))
+
+    single, pair = axes[0].lines
+    np.testing.assert_allclose(single.get_ydata(), [auroc(k) for k in (*range(2, 10), 6)])
+    np.testing.assert_allclose(pair.get_ydata(), auroc(2, 3))
+    assert frame["here"].iloc[0] == f"{auroc(2, 3):.3f}"
+
+
+def test_a_figure_without_its_categories_names_them(small):
+    with pytest.raises(DataError, match="transistor, wood, zipper"):
+        reproduce.make("figure_16", small)
 
 
 def test_shared_area_of_histograms():

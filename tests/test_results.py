@@ -1,5 +1,11 @@
+import builtins
+import contextlib
 import csv
+import dataclasses
 import errno
+import io
+import os
+import re
 
 import numpy as np
 import pytest
@@ -7,7 +13,7 @@ import pytest
 from musc.config import MuScConfig
 from musc.datasets.base import Sample, Skipped
 from musc.errors import ResultError
-from musc.results import MuScResult, figures
+from musc.results import MuScResult, folders, pictures
 
 
 @pytest.fixture
@@ -56,17 +62,92 @@ def test_unlabeled_results_keep_empty_labels(result, tmp_path):
     assert back.class_tokens is None
 
 
-def test_full_disk_keeps_the_earlier_result(result, tmp_path, monkeypatch):
-    result.save(tmp_path / "out")
+class Killed(BaseException):
+    """What no handler of errors sees."""
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(ResultError, match=r"disk is full: .*out.* --out"):
+FAILURES = {"full disk": OSError(errno.ENOSPC, "No space left on device"), "killed": Killed()}
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """`with failing(n, error) as calls`: the n-th call that changes the file system raises `error`, as do all later
+    ones where the process was killed. calls: the names of those made."""
+
+    @contextlib.contextmanager
+    def start(at, error):
+        calls = []
+
+        def counted(name, real):
+            def call(*args, **options):
+                if "open" not in name or "w" in (args[1] if len(args) > 1 else options.get("mode", "r")):
+                    calls.append(name)
+                    if len(calls) == at or (len(calls) > at and isinstance(error, Killed)):
+                        raise error
+                return real(*args, **options)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for module, names in (
+                (os, ("mkdir", "rename", "replace", "rmdir", "unlink")),
+                (io, ("open",)),
+                (builtins, ("open",)),
+            ):
+                for name in names:
+                    patch.setattr(module, name, counted(name, getattr(module, name)))
+            patch.setattr(folders, "_at_work", set())  # a process that is killed forgets what it was at
+            yield calls
+
+    return start
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_result_is_saved_whole_or_not_at_all(result, tmp_path, failing, failure):
+    """Every call that changes the file system fails in its turn: the old result or the new one is there, whole."""
+    new = dataclasses.replace(result, class_tokens=None, anomaly_maps=1 - result.anomaly_maps, notes=("new",))
+
+    def whole(folder):
+        loaded = MuScResult.load(folder)
+        expected = {r.notes: r for r in (result, new)}[loaded.notes]
+        np.testing.assert_array_equal(loaded.anomaly_maps, expected.anomaly_maps)
+        assert (loaded.class_tokens is None) == (expected.class_tokens is None)
+        return loaded.notes
+
+    found, at = [], 0
+    while True:
+        at += 1
+        folder = result.save(tmp_path / str(at) / "out")
+        (folder / "mine.txt").write_text("kept")
+        said = ""
+        with failing(at, FAILURES[failure]) as calls:
+            try:
+                new.save(folder)
+            except (ResultError, Killed) as error:
+                said = str(error)
+        assert re.match(r"(the disk is full: .*out.* --out|$)", said)
+        if len(calls) < at:
+            break
+        found.append(whole(folder))
+        assert len(list(folder.parent.rglob("mine.txt"))) == 1
+        if failure == "full disk" and found[-1] == result.notes:  # nothing half-written is left
+            assert [p.name for p in folder.parent.iterdir()] == ["out"]
+        new.save(folder)  # there is space again
+        assert whole(folder) == new.notes
+        assert (folder / "mine.txt").read_text() == "kept"
+    assert whole(folder) == new.notes
+    assert [p.name for p in folder.parent.iterdir()] == ["out"]
+    assert found == sorted(found)  # "a note" first, then "new": never back
+    assert found.count(result.notes) >= 6
+    assert found.count(new.notes) >= 1
+
+
+def test_a_file_of_the_folders_name_stays(result, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ResultError, match="cannot be written"):
         result.save(tmp_path / "out")
-    assert MuScResult.load(tmp_path / "out").paths == result.paths
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]  # nothing half-written is left
+    assert (tmp_path / "out").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(
@@ -88,13 +169,21 @@ def test_a_damaged_result_says_what_is_wrong(result, tmp_path, damage, message):
 def test_overlays_share_one_scale(result, photos, tmp_path):
     result.paths = tuple(f"{i}.png" for i in range(4))
     samples = [Sample(f"{i}.png", photos / f"{i}.png") for i in range(4)]
-    scale = figures.shared_scale(result)
+    scale = pictures.shared_scale(result)
     assert scale.vmax == pytest.approx(result.raw_image_scores.max())
-    figures.save_overlays(result, samples, tmp_path / "o")
-    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [*(f"{i}.png.png" for i in range(4)), "legend.png"]
+    pictures.save_pictures(result, samples, tmp_path / "o")
+    assert sorted(p.name for p in (tmp_path / "o/overlays").iterdir()) == [
+        *(f"{i}.png.png" for i in range(4)),
+        "legend.png",
+    ]
     # equal values look equal in every picture, whatever else its map holds
     low, high = (np.full((12, 12), v, dtype=np.float32) for v in (scale.vmin, scale.vmax))
-    image = figures.read_image(samples[0].image)
-    plain, hot = np.asarray(figures.overlay(image, low, scale)), np.asarray(figures.overlay(image, high, scale))
+    image = pictures.read_image(samples[0].image)
+    plain, hot = np.asarray(pictures.overlay(image, low, scale)), np.asarray(pictures.overlay(image, high, scale))
     np.testing.assert_allclose(plain, np.asarray(image.convert("L").convert("RGB")), atol=1)
     assert hot.mean() != pytest.approx(plain.mean(), abs=5)
+
+
+def test_a_threshold_beyond_what_is_possible_is_said(result):
+    assert "no score can reach it" in result.decide(2.5).note
+    assert "no score can reach it" not in result.decide(1.5).note

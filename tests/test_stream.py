@@ -5,8 +5,7 @@ import plain
 import pytest
 import torch
 
-from musc import MuSc, MuScConfig, MuScResult, cli, msm
-from musc.engines import cpu
+from musc import MuSc, MuScConfig, MuScResult, cli, engines, msm
 from musc.errors import ConfigError, DataError
 from musc.stream import MutualPool, Stream, score_against
 
@@ -39,14 +38,14 @@ def loaded(monkeypatch, tiny_backbone):
     monkeypatch.setattr("musc.pipeline.load_backbone", lambda *_, **__: tiny_backbone)
 
 
-def test_a_hundred_images_one_at_a_time_equal_the_batch():
-    stages = [tokens(1, 100)]
+def test_forty_images_one_at_a_time_equal_the_batch():
+    stages = [tokens(1, 40)]
     pool = MutualPool(CONFIG, [GRID])
     last = push_all(pool, stages)[-1]
     batch = msm.mutual_scores(stages, CONFIG.degrees, grid=GRID)
     torch.testing.assert_close(together(pool.scores()), batch, atol=1e-5, rtol=0)
     torch.testing.assert_close(torch.stack(last).mean(dim=0), batch[-1], atol=1e-5, rtol=0)
-    assert pool.comparisons == 100 * 99 // 2
+    assert pool.comparisons == 40 * 39 // 2
 
 
 def test_every_step_equals_brute_force():
@@ -63,8 +62,10 @@ def test_every_step_equals_brute_force():
 @pytest.mark.parametrize("keep", ["recent", "reservoir"])
 def test_a_bounded_pool_costs_the_same_for_every_image(keep, monkeypatch):
     counted = []
-    compare = cpu.compare
-    monkeypatch.setattr(cpu, "compare", lambda *a: counted.append(1) or compare(*a))
+    compare = engines.compare
+    monkeypatch.setattr(
+        engines, "compare", lambda image, plan, *a: counted.extend(plan.pairs()) or compare(image, plan, *a)
+    )
     stages, pool, per_image = [tokens(4, 30)], MutualPool(CONFIG, [GRID], capacity=5, keep=keep), []
     for i in range(30):
         counted.clear()
@@ -200,7 +201,7 @@ def test_a_new_image_is_scored_as_in_a_batch_with_the_pool(musc, photos, tmp_pat
 def test_a_pool_that_is_gone_is_named(musc, photos, tmp_path, loaded, tiny_config, tiny_backbone):
     paths = sorted(photos.iterdir())
     uncached = MuSc(tiny_config, backbone=tiny_backbone).run(paths[:4])
-    with pytest.raises(DataError, match=r"ran without a cache.*run it again"):
+    with pytest.raises(DataError, match=r"without a cache.*run them again with --force"):
         score_against(paths[4:], uncached)
     with pytest.raises(DataError, match=r"tokens of 4 of 4 images \(first .*0\.png\) are not in .*elsewhere"):
         score_against(paths[4:], musc.run(paths[:4]), cache=tmp_path / "elsewhere")
@@ -211,6 +212,37 @@ def test_a_pool_that_is_gone_is_named(musc, photos, tmp_path, loaded, tiny_confi
     earlier.config = earlier.config.replace(subsets=1)
     with pytest.raises(DataError, match="holds no images"):
         score_against([], musc.run(paths[:4]))
+
+
+def test_a_pool_whose_tokens_are_gone_is_read_from_its_images(musc, photos, tmp_path, loaded):
+    new = tmp_path / "5.png"
+    (photos / "5.png").rename(new)
+    earlier = musc.run(photos)
+    expected = score_against([new], earlier)
+    shutil.rmtree(musc.cache)
+    np.testing.assert_array_equal(score_against([new], earlier).anomaly_maps, expected.anomaly_maps)
+    earlier.cache = ""  # as after --no-cache
+    np.testing.assert_allclose(score_against([new], earlier).anomaly_maps, expected.anomaly_maps, atol=1e-6)
+    shutil.copy(new, photos / "3.png")
+    with pytest.raises(DataError, match=r"3\.png has changed since photos was scored"):
+        score_against([new], earlier)
+
+
+def test_the_command_takes_several_images_and_a_threshold_of_its_own(photos, tmp_path, capsys, loaded):
+    tiny = ["--backbone", "deit_tiny_patch16_224", "--weights", "random", "--image-size", "64", "--stages", "1,2"]
+    tiny += ["--device", "cpu", "--workers", "0", "--no-overlays", "--out", str(tmp_path / "out")]
+    new = [tmp_path / "5.png", tmp_path / "4.png"]
+    for path in new:
+        (photos / path.name).rename(path)
+    assert cli.main(["run", str(photos), *tiny]) == 0
+    out = ["--against", str(tmp_path / "out"), "--out", str(tmp_path / "out"), "--no-overlays"]
+    words = ["score", *map(str, new), *out]
+    assert cli.main([*words, "--threshold", "0"]) == 0
+    assert "anomalous: 2 of 2, raw score >= 0" in capsys.readouterr().out
+    assert cli.main([*words, "--threshold", "1.99"]) == 0
+    assert "anomalous: 0 of 2, raw score >= 1.99" in capsys.readouterr().out
+    assert cli.main(["score", str(new[0]), str(photos), *out]) == 1
+    assert "is a folder: give one folder, or images" in capsys.readouterr().err
 
 
 def test_the_command_scores_against_and_takes_references(photos, tmp_path, capsys, loaded):

@@ -8,7 +8,7 @@ from sklearn.metrics import precision_recall_curve
 
 from musc import MuScResult, cli
 from musc.errors import ConfigError
-from musc.results import figures
+from musc.results import pictures
 from musc.results.thresholds import Threshold, check, choose, f1_max_threshold, fixed, mixture, robust
 
 NORMAL = {
@@ -184,7 +184,7 @@ def test_a_planted_defect_is_flagged_masked_and_outlined(planted_photos, tmp_pat
         assert mask.dtype == bool
         assert mask.any() == flagged[i]
         overlay = np.asarray(Image.open(folder / "overlays" / f"{name}.png"))
-        assert (overlay == figures.CONTOUR).all(axis=2).any() == flagged[i]
+        assert (overlay == pictures.CONTOUR).all(axis=2).any() == flagged[i]
         if i >= 14:
             assert mask[34:44, 28:38].mean() > 0.5
             assert not mask[:, 80:].any()  # the far side of the photograph
@@ -198,7 +198,7 @@ def test_a_planted_defect_is_flagged_masked_and_outlined(planted_photos, tmp_pat
     assert (folder / "anomaly_maps.npy").read_bytes() == maps
     _, decisions, printed = run("--threshold", "none")
     assert decisions == [""] * 16
-    assert not list((folder / "masks").iterdir())
+    assert not (folder / "masks").exists()
     assert MuScResult.load(folder).threshold is None
     assert cli.main(["run", str(planted_photos), *SMALL, "--out", str(out), "--threshold", "f1-max"]) == 1
     assert "needs labels" in capsys.readouterr().err
@@ -208,19 +208,19 @@ def test_a_mask_never_loses_the_peak_that_was_decided_on():
     values = np.zeros((40, 40), np.float32)
     values[21, 33] = 0.5
     for size in ((40, 40), (123, 57), (10, 10), (7, 300)):
-        mask = figures.binary_mask(values, 0.5, size)
+        mask = pictures.binary_mask(values, 0.5, size)
         assert mask.shape == size[::-1]
         assert mask.any()
         rows, columns = np.nonzero(mask)
         assert abs((rows.mean() + 0.5) / size[1] - 21.5 / 40) <= 0.5 / size[1]
         assert abs((columns.mean() + 0.5) / size[0] - 33.5 / 40) <= 0.5 / size[0]
-    assert not figures.binary_mask(values, 0.6, (123, 57)).any()
+    assert not pictures.binary_mask(values, 0.6, (123, 57)).any()
 
 
 def test_a_contour_lies_around_its_region():
     mask = np.zeros((30, 40), bool)
     mask[10:15, 20:30] = True
-    drawn = (np.asarray(figures.contour(Image.new("RGB", (40, 30)), mask)) == figures.CONTOUR).all(axis=2)
+    drawn = (np.asarray(pictures.contour(Image.new("RGB", (40, 30)), mask)) == pictures.CONTOUR).all(axis=2)
     expected = np.zeros_like(mask)
     expected[8:17, 18:32] = True
     np.testing.assert_array_equal(drawn, expected & ~mask)

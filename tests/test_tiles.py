@@ -1,6 +1,7 @@
 """Tiles: stitching without seams, equal to scoring the tiles by hand, and a small defect that only tiles show."""
 
 import itertools
+import shutil
 
 import numpy as np
 import plain
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from musc import MuSc, lnamd
+from musc import MuSc, MuScConfig, lnamd
 from musc.datasets.base import Category, Sample
 from musc.errors import ConfigError
 from musc.scoring import tiles
@@ -75,49 +76,57 @@ def large(number, dot=False, side=640):
     return image
 
 
-@pytest.fixture
-def plates(tmp_path):
-    paths = []
+@pytest.fixture(scope="module")
+def plates(tmp_path_factory):
+    """Six plates, the fifth with a dot."""
+    folder = tmp_path_factory.mktemp("plates")
     for i in range(6):
-        paths.append(tmp_path / f"{i}.png")
-        large(i, dot=i == 4).save(paths[-1])
-    return paths
+        large(i, dot=i == 4).save(folder / f"{i}.png", compress_level=1)
+    return sorted(folder.iterdir())
 
 
-def test_tile_pictures_are_crops_and_know_their_contents(plates):
-    sample = Sample("0.png", plates[0])
-    parts = tiles.cut(sample, 3, 0.25)
+def samples(paths):
+    return [Sample(p.name, p) for p in paths]
+
+
+def test_tile_pictures_are_crops_and_know_their_contents(plates, tmp_path):
+    path = shutil.copy(plates[0], tmp_path / "0.png")
+    parts = tiles.cut(Sample("0.png", path), 3, 0.25)
     assert len({p.image.key for p in parts}) == 9
     first, last = parts[0].image(), parts[8].image()
     edge = tiles.pixel_spans(3, 0.25, 640)
-    whole = np.asarray(Image.open(plates[0]))
+    whole = np.asarray(Image.open(path))
     np.testing.assert_array_equal(np.asarray(first), whole[: edge[0][1], : edge[0][1]])
     np.testing.assert_array_equal(np.asarray(last), whole[edge[2][0] :, edge[2][0] :])
     before = parts[0].image.key
-    large(9).save(plates[0])
+    large(9).save(path)
     assert parts[0].image.key != before
 
 
-def test_maps_equal_scoring_each_tile_by_hand(plates, tiny_config):
-    musc = MuSc(tiny_config.replace(tiles=2, tile_overlap=0.2, degrees=(1,), map_size=72))
-    images = Category("", "", tuple(Sample(p.name, p) for p in plates[:3]))
+@pytest.mark.parametrize("references", [0, 2])
+def test_maps_equal_scoring_each_tile_by_hand(plates, tiny_config, tiny_backbone, references):
+    """By hand: a tile is scored by the same tile of the other images, and of the reference images."""
+    musc = MuSc(tiny_config.replace(tiles=2, tile_overlap=0.2, degrees=(1,), map_size=72), backbone=tiny_backbone)
+    scored, pool = samples(plates[:3]), samples(plates[6 - references :])
     stitcher = tiles.Stitcher(3, 72, 2, 0.2)
     for t in range(4):
-        found = musc.features([tiles.cut(s, 2, 0.2)[t] for s in images.samples])
-        scores = torch.from_numpy(plain.mutual_scores(found.patch_tokens, (1,), found.grids[0])).float()
-        maps = scores.reshape(3, 1, *found.grids[0])
+        found = musc.features([tiles.cut(s, 2, 0.2)[t] for s in scored])
+        extra = musc.features([tiles.cut(s, 2, 0.2)[t] for s in pool]).patch_tokens if pool else None
+        scores = plain.mutual_scores(found.patch_tokens, (1,), found.grids[0], references=extra)
+        maps = torch.from_numpy(scores).float().reshape(3, 1, *found.grids[0])
         stitcher.add(t, F.interpolate(maps, stitcher.shape(t), mode="bilinear")[:, 0])
-    got = musc.run(images)
+    got = musc.run(Category("", "", tuple(scored)), references=Category("", "", tuple(pool)) if pool else None)
     np.testing.assert_allclose(got.anomaly_maps, stitcher.maps, atol=1e-5)
     assert got.anomaly_maps.shape == (3, 72, 72)
     assert len(got.class_tokens) == 3  # of whole images, for RsCIN
 
 
-def test_all_tiles_of_another_image_are_searched(plates, tiny_config):
+def test_all_tiles_of_another_image_are_searched(plates, tiny_config, tiny_backbone):
     """By hand: the tiles of an image are one long list of patches, its own tiles left out."""
-    musc = MuSc(tiny_config.replace(tiles=2, degrees=(3,), map_size=64, tile_pool="all"))
-    images = Category("", "", tuple(Sample(p.name, p) for p in plates[:3]))
-    found = [musc.features([tiles.cut(s, 2, 0.25)[t] for s in images.samples]) for t in range(4)]
+    config = tiny_config.replace(tiles=2, degrees=(3,), map_size=64, tile_pool="all")
+    musc = MuSc(config, backbone=tiny_backbone)
+    scored = samples(plates[:3])
+    found = [musc.features([tiles.cut(s, 2, 0.25)[t] for s in scored]) for t in range(4)]
     grid, expected = found[0].grids[0], []
     for n in range(len(found[0].grids)):
         tokens = torch.stack([lnamd.aggregate(f.patch_tokens[n], 3, grid=grid) for f in found], dim=1)  # [N, T, M, C]
@@ -128,24 +137,16 @@ def test_all_tiles_of_another_image_are_searched(plates, tiny_config):
     for t in range(4):
         maps = expected[:, t].reshape(3, 1, *grid)
         stitcher.add(t, F.interpolate(maps, stitcher.shape(t), mode="bilinear")[:, 0])
-    np.testing.assert_allclose(musc.run(images).anomaly_maps, stitcher.maps, atol=1e-5)
+    got = musc.run(Category("", "", tuple(scored)))
+    np.testing.assert_allclose(got.anomaly_maps, stitcher.maps, atol=1e-5)
 
 
-def test_references_are_tiled_too(plates, tiny_config):
-    musc = MuSc(tiny_config.replace(tiles=2))
-    alone = musc.run(plates[:3]).anomaly_maps
-    helped = musc.run(plates[:3], references=plates[5:]).anomaly_maps
-    assert helped.shape == alone.shape
-    assert not np.allclose(helped, alone)
-
-
-def test_finds_a_small_defect_that_the_resized_image_hides(plates):
-    """Squashed to 112 pixels the dot covers one, less than the mottles; in 4 x 4 tiles nearly half a patch."""
-    from musc import MuScConfig
-
-    config = MuScConfig(image_size=112, stages=(3, 4), degrees=(1,), device="cpu", workers=0, windows=())
-    resized = MuSc(config).run(plates)
-    tiled = MuSc(config.replace(tiles=4)).run(plates)
+def test_finds_a_small_defect_that_the_resized_image_hides(plates, pixel_backbone):
+    """Squashed to 112 pixels the dot covers one, less than the mottles; in 4 x 4 tiles a good part of a patch."""
+    config = MuScConfig(image_size=112, stages=(1,), degrees=(1,), device="cpu", workers=0, windows=())
+    backbone = pixel_backbone(112)
+    resized = MuSc(config, backbone=backbone).run(plates)
+    tiled = MuSc(config.replace(tiles=4), backbone=backbone).run(plates)
     others = np.arange(6) != 4
     assert resized.raw_image_scores[4] < 0.9 * resized.raw_image_scores[others].max()
     assert tiled.raw_image_scores[4] > 1.1 * tiled.raw_image_scores[others].max()

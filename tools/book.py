@@ -45,9 +45,13 @@ INPUTS = (
 # Packages of musc whose parts the API pages show as one.
 GATHERED = (
     "musc.backbones",
+    "musc.cli",
     "musc.datasets",
     "musc.datasets.synthetic",
-    "musc.msm",
+    "musc.engines",
+    "musc.methods",
+    "musc.results",
+    "musc.scoring",
     "musc.reproduce.paper",
     "musc.reproduce",
 )

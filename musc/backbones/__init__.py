@@ -123,6 +123,12 @@ def load_backbone(
     Raises:
         ConfigError: no such backbone or stage, or the patch size does not divide the image size.
         WeightsError: the file is missing, unreadable, of another model, or holds NaN; or the hub cannot be reached.
+
+    Example:
+        >>> backbone = load_backbone("procedural")  # comes with the package
+        >>> tokens = backbone(torch.zeros(1, 3, backbone.image_size, backbone.image_size))
+        >>> [tuple(stage.shape[:2]) for stage in tokens.patch_tokens] == [(1, H * W) for H, W in tokens.grids]
+        True
     """
     spec = find_backbone(name)
     random = weights == "random"
@@ -147,7 +153,12 @@ def load_backbone(
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `name` means: "auto" is the GPU where there is one. Raises ConfigError where it is not there."""
+    """The device that `name` means: "auto" is the GPU where there is one. Raises ConfigError where it is not there.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

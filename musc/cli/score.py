@@ -1,107 +1,102 @@
-"""`musc score`: new images against the pool of an earlier result; and the words of few-shot runs."""
+"""`musc score`: new images against the images of an earlier result."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from musc.cli.failures import DONE
+from musc.cli.outputs import (
+    add_output_options,
+    add_threshold_option,
+    check_folder,
+    print_notes,
+    print_scores,
+    print_threshold,
+)
+from musc.cli.settings import add_settings, given_settings
 from musc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from musc.datasets.base import Category
     from musc.results import MuScResult
+
+EXAMPLES = """\
+examples:
+  musc run photos/                                      first, the images to compare with
+  musc score new.png --against results/folder/photos    one image, by those
+  musc score new/ --against results                     a folder of images; one result lies below results/
+"""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The sub-command's words; nothing heavy is imported."""
+    """The words of `musc score`."""
     text = "score new images by the images of an earlier result, which are not compared again"
-    sub = commands.add_parser("score", help=text, description=text.capitalize() + ".")
+    sub = commands.add_parser("score", help=text, description=f"{text.capitalize()}.", epilog=EXAMPLES)
     sub.add_argument(
-        "images", type=Path, metavar="NEW", help="a folder of new images of the same product, or one image"
+        "images", type=Path, nargs="+", metavar="NEW", help="new images of the same product, or a folder of them"
     )
-    sub.add_argument("--against", type=Path, required=True, metavar="RESULT", help="folder of an earlier result")
-    sub.add_argument("--cache", type=Path, help="folder of its extracted tokens, if they were moved")
-    sub.add_argument("--out", type=Path, default=Path("results"), help="folder of the results (default: results)")
-    sub.add_argument("--no-overlays", action="store_true", help="write no pictures")
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    sub.add_argument("--against", type=Path, required=True, metavar="RESULT", help="folder of an earlier result, or "
+                     "one that holds a single result")  # fmt: skip
+    sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of its extracted tokens, if they were moved")
+    add_settings(sub, ("weights", "device"), {"weights": "those of the earlier result"})
+    add_threshold_option(sub, default=None, unset="the earlier result's")
+    add_output_options(sub)
     sub.set_defaults(command=score)
 
 
 def score(args: argparse.Namespace) -> int:
-    """`musc score`: score, save, and name every new image with its decision."""
+    """Score, save, and name every new image with its decision."""
     from musc.datasets import as_category, load_category
-    from musc.results import MuScResult
-    from musc.results.figures import save_masks, save_overlays
+    from musc.results import MuScResult, result_folder
+    from musc.results.pictures import save_pictures
     from musc.stream import score_against
 
-    earlier = MuScResult.load(args.against)
-    category = load_category(None, args.images) if args.images.is_dir() else as_category([args.images])
-    cache = args.cache or _nearby_cache(args.against, earlier)
+    check_folder(args.out, "--out")
+    if args.cache is not None and not args.cache.is_dir():
+        raise ConfigError(f"--cache {args.cache}: there is no such folder; name the one that holds the tokens.")
+    if missing := [path for path in args.images if not path.exists()]:
+        raise ConfigError(f"{missing[0]}: there is no such image or folder; check the path.")
+    if len(args.images) > 1 and (folders := [path for path in args.images if path.is_dir()]):
+        raise ConfigError(f"{folders[0]} is a folder: give one folder, or images.")
+    place = find_result(args.against)
+    earlier = MuScResult.load(place)
+    if args.weights is not None:
+        earlier.config = earlier.config.replace(weights=given_settings(args)["weights"])
+    if args.threshold is not None:
+        earlier.decide(args.threshold)
+    category = load_category(None, args.images[0]) if args.images[0].is_dir() else as_category(args.images)
+    cache = args.cache or _nearby_cache(place, earlier)
     result = score_against(category, earlier, cache=cache, device=args.device, progress=True)
-    for skipped in result.skipped:
-        print(f"skipped: {skipped.reason}", file=sys.stderr)
-    for note in result.notes:
-        print(f"note: {note}", file=sys.stderr)
-    folder = args.out / result.dataset / result.category
+    print_notes(result, verbose=args.verbose)
+    folder = result_folder(args.out, result.dataset, result.category, result.root)
     result.save(folder)
     if not args.no_overlays:
-        save_overlays(result, category.samples, folder / "overlays")
-        save_masks(result, category.samples, folder / "masks")
-    said = {None: "", 0: "normal", 1: "anomalous"}
-    decisions = [None] * len(result) if result.decisions is None else result.decisions.tolist()
-    for i in (-result.raw_image_scores).argsort(kind="stable"):
-        print(f"  {result.raw_image_scores[i]:.4f}  {said[decisions[i]]:9}  {result.paths[i]}")
-    print(f"raw scores, on the scale of {args.against}; all: {folder / 'scores.csv'}")
-    return 0
+        save_pictures(result, category.samples, folder)
+    print_scores(result, (-result.raw_image_scores).argsort(kind="stable"))
+    print_threshold(result)
+    print(f"scored against {place}; all scores: {folder / 'scores.csv'}")
+    return DONE
+
+
+def find_result(path: Path) -> Path:
+    """The folder of the result that `path` means: it, the only one below it, or PARENT/DATASET/NAME for PARENT/NAME.
+
+    Raises ConfigError where there is none, or which one is meant cannot be told.
+    """
+    patterns = ((path, "result.json"), (path, "*/result.json"), (path, "*/*/result.json"))
+    for folder, pattern in (*patterns, (path.parent, f"*/{path.name}/result.json")):
+        found = sorted(file.parent for file in folder.glob(pattern))
+        # what `musc score` itself left is no pool to compare with, unless it is named
+        found = [place for place in found if place == path or "_against_" not in place.name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ConfigError(f"--against {path}: which result? There are {', '.join(map(str, found))}.")
+    raise ConfigError(f"--against {path}: there is no result; name the folder that holds result.json.")
 
 
 def _nearby_cache(folder: Path, earlier: MuScResult) -> Path | None:
     """The cache that the result names; or, where results were moved with their cache, the one beside them."""
     beside = folder.resolve().parent.parent / ".cache"
     return beside if not (earlier.cache and Path(earlier.cache).is_dir()) and beside.is_dir() else None
-
-
-def add_reference_words(sub: argparse.ArgumentParser) -> None:
-    """The few-shot words of `musc run` and `musc evaluate`."""
-    group = sub.add_argument_group("normal reference images (few-shot)")
-    group.add_argument("--reference-images", type=Path, metavar="DIR", help="normal images that score the others too; "
-                       "with several categories, a folder DIR/CATEGORY each")  # fmt: skip
-    group.add_argument("--shots", type=_shots, metavar="K", help="take K of them, drawn by --seed, or all; without "
-                       "--reference-images from the category's train/good")  # fmt: skip
-    group.add_argument("--plus", action="store_true", help="MuSc+: the reference images alone score (Eq. 9-11)")
-
-
-def _shots(text: str) -> int | str:
-    if text == "all":
-        return text
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give a number from 1, or all")
-    return number
-
-
-def references_of(args: argparse.Namespace, category: Category, *, alone: bool) -> Category | None:
-    """The reference images that the words ask for; None where they ask for none. alone: there is one category only.
-
-    Raises ConfigError or DataError where they contradict each other, or there are too few.
-    """
-    from dataclasses import replace
-
-    from musc.datasets import load_category
-    from musc.fewshot import reference_category
-
-    if args.reference_images is None and args.shots is None:
-        if args.plus:
-            raise ConfigError(
-                "--plus scores by normal reference images alone: name some by --reference-images or --shots."
-            )
-        return None
-    source = category
-    if args.reference_images is not None:
-        own = args.reference_images / category.name
-        if not alone and not own.is_dir():
-            raise ConfigError(f"{own} is no folder: with several categories each needs reference images of its own.")
-        folder = load_category("folder", own if own.is_dir() else args.reference_images)
-        source = replace(folder, train=folder.samples)
-    return reference_category(source, None if args.shots in (None, "all") else args.shots, args.seed)

@@ -56,6 +56,10 @@ def list_categories(layout: str | None, root: Path | str | None = None) -> list[
     """Names of the categories (products) under `root`, sorted; layout None looks at the folder.
 
     Raises ConfigError on an unknown layout, DataError where the folder has no category in that layout.
+
+    Example:
+        >>> list_categories("synthetic")[:3]
+        ['board', 'bottle_top', 'capsule']
     """
     if layout == "synthetic":
         return _synthetic_names()
@@ -82,6 +86,11 @@ def load_category(
     Raises:
         DataError: no such folder or category, no image in it, or several categories and no name.
         ConfigError: an unknown layout, or options that it does not have.
+
+    Example:
+        >>> tile = load_category("synthetic", name="tile", good=3, defects=1)
+        >>> len(tile), tile.labeled, tile.has_masks
+        (4, True, True)
     """
     available = list_categories(layout, root)
     if name is None and len(available) > 1:
@@ -109,6 +118,10 @@ def load(
 
     Where several are read and one has no images, it comes back without samples and with the reason in `skipped`, so
     that the others are still scored. Without a root the synthetic data set is meant.
+
+    Example:
+        >>> [category.name for category in load(categories=["tile", "leather"], good=1, defects=1)]
+        ['tile', 'leather']
     """
     layout = "synthetic" if root is None and layout is None else layout or detect_layout(root or "")
     chosen = list(categories) if categories else list_categories(layout, root)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from musc.engines import blocked, gpu, windowed
 from musc.engines.pairs import Plan
 from musc.errors import ConfigError
 
+log = logging.getLogger(__name__)  # says which way was taken, and why
+
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -34,26 +37,45 @@ def compare(
     position_window: float,
     progress: bool = False,
 ) -> None:
-    """Fills out [D, N, J, M] by the engine that fits; image(p): raw tokens of pool image p."""
+    """Fills out [D, N, J, M] by the engine that fits, which it logs; image(p): raw tokens of pool image p.
+
+    Raises ValueError where a token is not finite.
+    """
+    for p in range(plan.P):
+        check_finite(image(p), p, plan.N)
     first = image(0)
     rows, cols = lnamd.square_grid(len(first), grid)
     exact = first.dtype == torch.float64
 
-    def write(i: int, slot: int, distances: Tensor) -> None:
-        out[:, i, slot] = distances
+    def write(images: list[int], slots: list[int], distances: Tensor) -> None:
+        out[:, images, slots] = distances.to(out.device, out.dtype)
 
     with tqdm(total=len(plan.pairs()), desc="pairs", unit="pair", disable=None if progress else True) as bar:
         arguments = (image, plan, tuple(degrees), (rows, cols), block, write, bar.update)
         if position_window < max(rows, cols) - 1:
+            log.info("windowed: patches meet those near their own place only")
             blocked.stage_distances(*arguments, nearest=windowed.within((rows, cols), position_window))
         elif first.device.type == "cpu" and not exact:
             from musc.engines import cpu
 
             cpu.stage_distances(*arguments, precision=precision)
-        elif precision != "float32" and not exact and gpu.available(first.device):
-            gpu.stage_distances(image, plan, tuple(degrees), (rows, cols), block, out, bar.update, precision)
+        elif not exact and gpu.available(first.device, (rows, cols), first.shape[1], tuple(degrees)):
+            gpu.stage_distances(image, plan, tuple(degrees), (rows, cols), block, out, bar.update)
         else:
+            log.info("blocked: %s on %s", first.dtype, first.device)
             blocked.stage_distances(*arguments)
+
+
+def check_finite(tokens: Tensor, p: int, N: int) -> None:
+    """Raises ValueError unless every number of pool image p's tokens is finite; from N on images are references."""
+    if not torch.isfinite(tokens.sum(dtype=torch.float64 if tokens.device.type == "cpu" else torch.float32)):
+        wrong = (~torch.isfinite(tokens)).any(dim=1).nonzero()[:, 0].tolist()
+        if wrong:
+            name = f"image {p}" if p < N else f"reference image {p - N}"
+            raise ValueError(
+                f"{name}: {len(wrong)} patch tokens hold NaN or infinity, the first at patch {wrong[0]}. Extract its "
+                "features in float32, or leave the image out."
+            )
 
 
 def memory_map(path: Path | str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:

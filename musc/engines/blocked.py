@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from musc import lnamd
-from musc.engines.pairs import Plan
+from musc.engines.pairs import Plan, Write
 
 Nearest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -31,11 +31,11 @@ def stage_distances(
     degrees: Sequence[int],
     grid: tuple[int, int],
     block: int | None,
-    write: Callable[[int, int, Tensor], None],
+    write: Write,
     advance: Callable[[int], object],
     nearest: Nearest = nearest,
 ) -> None:
-    """Calls write(i, slot, distances [D, M]) for every ordered pair in `plan`; image(p): raw tokens of pool image p.
+    """Writes the distances of every ordered pair in `plan`; image(p): raw tokens of pool image p.
 
     At most 2 `block` images are held in aggregated form. advance(n): n more pairs are done. nearest: which patches of
     two images may meet (`windowed.within` restricts them).
@@ -48,13 +48,10 @@ def stage_distances(
 
     held: dict[int, list[Tensor]] = {}
     for group in plan.blocks(block or 8):
-        needed = set(sum(group, ()))
+        needed = {p for pair in group for p in pair}
         held = {p: held[p] if p in held else aggregated(p) for p in needed}
         for i, p in group:
             found = [nearest(a, b) for a, b in zip(held[i], held[p], strict=True)]
             forward, backward = (torch.stack(side) for side in zip(*found, strict=True))
-            if plan.slot[i, p] >= 0:
-                write(i, int(plan.slot[i, p]), forward)
-            if p < plan.N and plan.slot[p, i] >= 0:
-                write(p, int(plan.slot[p, i]), backward)
+            plan.write(write, i, [p], forward[:, None], backward[:, None])
             advance(1)

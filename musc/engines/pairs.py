@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+Write = Callable[[list[int], list[int], Tensor], None]  # of k images i and their rows `slot`: distances [D, k, M]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,15 @@ class Plan:
         wanted[:, : self.N] |= wanted[:, : self.N].T.clone()
         return [(i, p) for i, p in wanted.nonzero().tolist() if i < p]
 
+    def without(self, done: Collection[tuple[int, int]]) -> Plan:
+        """The plan of all other pairs."""
+        slot = self.slot.clone()
+        for i, p in done:
+            slot[i, p] = -1
+            if p < self.N:
+                slot[p, i] = -1
+        return Plan(slot, self.J)
+
     def blocks(self, size: int) -> list[list[tuple[int, int]]]:
         """The pairs, grouped so that those of one group touch at most 2 `size` images."""
         if 2 * size >= self.P:
@@ -42,6 +55,28 @@ class Plan:
         # boustrophedon: consecutive groups share a block of images
         order = sorted(groups, key=lambda g: (g[0], g[1] if g[0] % 2 == 0 else -g[1]))
         return [groups[g] for g in order]
+
+    def write(self, write: Write, i: int, others: Sequence[int], to_others: Tensor, to_i: Tensor) -> None:
+        """Writes what the plan wants of distances of image i to k others, and of theirs to it: [D, k, M] each."""
+        rows = self._rows
+        forward = [k for k, p in enumerate(others) if rows[i][p] >= 0]
+        backward = [k for k, p in enumerate(others) if p < self.N and rows[p][i] >= 0]
+        if forward:
+            write([i] * len(forward), [rows[i][others[k]] for k in forward], to_others[:, forward])
+        if backward:
+            write([others[k] for k in backward], [rows[others[k]][i] for k in backward], to_i[:, backward])
+
+    @cached_property
+    def _rows(self) -> list[list[int]]:
+        return self.slot.tolist()
+
+
+def by_image(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, list[int]]]:
+    """The pairs (i, p) as images i, each with all of its p: to be compared with many at a time."""
+    out: dict[int, list[int]] = {}
+    for i, p in pairs:
+        out.setdefault(i, []).append(p)
+    return list(out.items())
 
 
 def plan_pool(N: int, R: int = 0, pool: int | Tensor | None = None, seed: int = 0) -> Plan:

@@ -28,6 +28,11 @@ def greedy_coreset(
     PatchCore, Sec. 3.2 and Alg. 1. Distances are measured after a random linear projection to `projected` dimensions
     (Johnson-Lindenstrauss; None: without). The paper does not say where the greedy search starts: here, at a random row
     of the seed. Raises ConfigError where size is not between 1 and P.
+
+    Example:
+        >>> tokens = torch.tensor([[0.0, 0.0], [0.1, 0.0], [5.0, 0.0], [5.1, 0.0]])
+        >>> sorted(greedy_coreset(tokens, 2) // 2)  # one row of each pair
+        [tensor(0), tensor(1)]
     """
     P, C = tokens.shape
     if not 1 <= size <= P:

@@ -52,13 +52,23 @@ def distances(a: Float[Tensor, "A C"], b: Float[Tensor, "B C"]) -> Float[Tensor,
 
 
 def nearest(a: Float[Tensor, "A C"], b: Float[Tensor, "B C"]) -> tuple[Float[Tensor, "A"], Int[Tensor, "A"]]:
-    """Distance of every row of a to its nearest row of b, and which one that is."""
+    """Distance of every row of a to its nearest row of b, and which one that is.
+
+    Example:
+        >>> nearest(torch.tensor([[0.0, 3.0]]), torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 2.0]]))
+        (tensor([1.]), tensor([2]))
+    """
     rows = [distances(part, b).min(dim=1) for part in a.split(max(1, BLOCK // len(b)))]
     return torch.cat([r.values for r in rows]), torch.cat([r.indices for r in rows])
 
 
 def nearest_mean(a: Float[Tensor, "A C"], b: Float[Tensor, "B C"], kappa: int) -> Float[Tensor, "A"]:
-    """Mean squared distance to the kappa nearest."""
+    """Mean squared distance to the kappa nearest.
+
+    Example:
+        >>> nearest_mean(torch.tensor([[0.0, 3.0]]), torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 2.0]]), kappa=2)
+        tensor([5.])
+    """
     parts = a.split(max(1, BLOCK // len(b)))
     kappa = min(kappa, len(b))
     return torch.cat([distances(p, b).topk(kappa, dim=1, largest=False).values.square().mean(dim=1) for p in parts])

@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from musc import metrics, rscin
 from musc.errors import ConfigError, DataError, ResultError
 from musc.plugin.class_tokens import ClassTokens, pick, read_class_tokens, unique_paths
-
-RAW, PLAIN = "raw_score", "score"  # columns that are scores, the first found counts
-LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+from musc.plugin.score_table import PLAIN, RAW, read_score_table
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Rescored:
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            self.table.to_csv(partial, index=False)
+            self.table.to_csv(partial, index=False, encoding="utf-8", errors="surrogateescape")
             os.replace(partial, path)
         except OSError as error:
             partial.unlink(missing_ok=True)
@@ -59,9 +57,9 @@ def rescore_file(
     """Re-score the image scores of any method by RsCIN (Eq. 5), each category by itself.
 
     Args:
-        scores: a CSV file with the columns `path` and `score`; `label` (0 normal, 1 anomalous) and `category` may be
-            there too. Where it has `raw_score` as well, as our own scores.csv does, that one is re-scored: its `score`
-            has been through RsCIN already.
+        scores: a CSV file with the columns `path` and `score`; `label` (0 normal, 1 anomalous, or words) and `category`
+            may be there too. Where it has `raw_score` as well, as our own scores.csv does, that one is re-scored: its
+            `score` has been through RsCIN already.
         class_tokens: see `class_tokens.read_class_tokens`. Rows are joined by relative path; slashes are normalised.
         windows: k of each window, counting the image itself; (2, 3) on MVTec AD and BTAD, (8, 9) on VisA.
         categories: only these, by the column `category`; or, without that column, the one array to take from a file of
@@ -74,8 +72,8 @@ def rescore_file(
         DataError: a file cannot be read; a path is missing, named twice, or has no class token; a score is not finite.
         ConfigError: windows larger than the category, an unknown category or column, an order that is not vouched for.
     """
-    table, column = _read_scores(Path(scores), column)
-    notes = [f"re-scored the column {column!r} of {scores}."]
+    table, column, notes = read_score_table(Path(scores), column)
+    notes = [*notes, f"re-scored the column {column!r} of {scores}."]
     before = table[column].to_numpy(dtype=np.float64)
     after = np.empty_like(before)
     rows_of = _categories(table, categories, Path(scores))
@@ -103,41 +101,6 @@ def rescore_file(
     rest = table.drop(columns=[c for c in {*front, column} if c in table])
     out = pd.DataFrame(front).join(rest).iloc[kept].reset_index(drop=True)
     return Rescored(out, _metrics_table(measured), tuple(notes))
-
-
-def _read_scores(path: Path, column: str | None) -> tuple[pd.DataFrame, str]:
-    """The CSV file with checked paths, numbers and labels, and the name of the column of scores."""
-    try:
-        table = pd.read_csv(path, dtype={"path": str, "label": str, "category": str}, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is not there: name the CSV file of the scores.") from error
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise DataError(f"{path} cannot be read as a CSV file ({error}).") from error
-    column = column or (RAW if RAW in table else PLAIN)
-    if "path" not in table or column not in table:
-        raise DataError(f"{path} needs the columns path and {column}; it has {', '.join(map(str, table.columns))}.")
-    if table.empty:
-        raise DataError(f"{path} has no rows: there is nothing to re-score.")
-    numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
-    if not np.isfinite(numbers).all():
-        i = int(np.flatnonzero(~np.isfinite(numbers))[0])
-        raise DataError(
-            f"{path}: the {column} of {table['path'].iloc[i]!r} is {table[column].iloc[i]!r}, not a finite number: "
-            "mend it, or leave that row out."
-        )
-    table[column] = numbers
-    if "label" in table:
-        labels = table["label"].str.lower().map(LABELS)
-        if labels.isna().all():
-            table = table.drop(columns="label")
-        elif labels.isna().any():
-            row = table.loc[labels.isna()].iloc[0]
-            raise DataError(
-                f"{path}: the label of {row['path']!r} is {row['label']!r}: give 0 (normal) or 1 (anomalous)."
-            )
-        else:
-            table["label"] = labels.astype(int)
-    return table, column
 
 
 def _categories(table: pd.DataFrame, chosen: Sequence[str] | None, path: Path) -> dict[str | None, NDArray[np.intp]]:

@@ -36,6 +36,13 @@ def read_class_tokens(source: Path | str) -> dict[str, ClassTokens]:
     source: one of our result folders; a .npz file with the arrays `class_tokens` [N, D] and `paths` [N], or with one
     array per category; a .npy file; or a pickled array or {category: array}, as the published `mvtec_ad_cls.dat`.
     Raises DataError where it cannot be read as one of these, or names a path twice.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "tokens.npy"
+        >>> np.save(file, np.eye(3))
+        >>> read_class_tokens(file)[""].tokens.shape
+        (3, 3)
     """
     source = Path(source)
     if source.is_dir():
@@ -73,6 +80,11 @@ def pick(found: Mapping[str, ClassTokens], category: str | None, source: Path | 
     """The tokens of `category`, by its full key or the part behind the last slash ("visa/candle" is candle).
 
     A single set without a name serves any category. Raises ConfigError where the choice is not clear.
+
+    Example:
+        >>> tokens = ClassTokens("tokens.npz", np.eye(2))
+        >>> pick({"visa/candle": tokens, "visa/pcb1": tokens}, "candle", "tokens.npz") is tokens
+        True
     """
     if set(found) == {""} or (category is None and len(found) == 1):
         return next(iter(found.values()))
@@ -89,6 +101,13 @@ def read_pickled_arrays(path: Path | str) -> Any:
     Each name that NumPy's pickles mention stands for a class of this module that only notes down shape, type and
     bytes, and the arrays are made from these notes. Any other name is refused before anything is called. Pickles of
     NumPy 1 and 2 and of every protocol are read. Raises DataError on anything else.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "tokens.dat"
+        >>> _ = file.write_bytes(pickle.dumps({"candle": np.eye(2)}))
+        >>> read_pickled_arrays(file)["candle"].tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
     try:
         with Path(path).open("rb") as file:
@@ -175,16 +194,28 @@ class _ArraysOnly(pickle.Unpickler):
         return _STANDS_FOR[module, name]
 
 
-def _thaw(content: Any) -> Any:
+def _thaw(content: Any, known: dict[int, Any] | None = None) -> Any:
+    """Plain containers and arrays. `known`: what became of every container, which a small file may name many times."""
+    known = {} if known is None else known
     if isinstance(content, _Array):
         if content.array is None:
             raise DataError("holds an array without its numbers.")
         return content.array
-    if isinstance(content, dict):
-        return {str(_thaw(key)): _thaw(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_thaw(value) for value in content]
-    return content
+    if not isinstance(content, dict | list | tuple):
+        return content
+    if id(content) not in known:
+        known[id(content)] = None  # of a container that holds itself
+        if isinstance(content, dict):
+            known[id(content)] = {_key(key): _thaw(value, known) for key, value in content.items()}
+        else:
+            known[id(content)] = [_thaw(value, known) for value in content]
+    return known[id(content)]
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str | bytes | int):
+        raise DataError("names an array by something that is neither text nor a number.")
+    return key.decode("latin1") if isinstance(key, bytes) else str(key)
 
 
 def _from_result(folder: Path) -> ClassTokens:
@@ -214,12 +245,22 @@ def _as_tokens(content: Any, source: str) -> NDArray[Any]:
 
 
 def normal_path(path: str) -> str:
-    """A relative path with forward slashes, without "./" or doubled slashes."""
+    """A relative path with forward slashes, without "./" or doubled slashes.
+
+    Example:
+        >>> normal_path("./bad//000.png"), normal_path("bad\\\\000.png")
+        ('bad/000.png', 'bad/000.png')
+    """
     return posixpath.normpath(path.strip().replace("\\", "/"))
 
 
 def unique_paths(paths: Sequence[str], source: Path | str) -> tuple[str, ...]:
-    """The paths, normalised. Raises DataError where two are equal then, or one is empty."""
+    """The paths, normalised. Raises DataError where two are equal then, or one is empty.
+
+    Example:
+        >>> unique_paths(["./a.png", "b.png"], "scores.csv")
+        ('a.png', 'b.png')
+    """
     normal = tuple(map(normal_path, paths))
     if "." in normal:
         raise DataError(f"{source} has a row without a path: name every image, or leave that row out.")

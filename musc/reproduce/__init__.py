@@ -137,12 +137,18 @@ def make_all(
 
 
 def _stamp(lab: Profile) -> str:
-    """Name of the folder of a profile: its settings and what it measures, so that other settings go elsewhere."""
+    """Name of the folder of a profile: all that its tables depend on (`MuSc.fingerprint` of every category, with its
+    training images), so that what was measured of other images, weights, settings or code goes elsewhere."""
+    import dataclasses
     import hashlib
     import json
 
-    what: list = [lab.config.to_dict(), sorted((d, str(p)) for d, p in lab.roots.items()), lab.images, lab.protocol]
-    what += [[lab.names(d) for d in lab.roots], lab.place.name]
+    what: list = [lab.protocol, lab.place.name]
+    for dataset in lab.roots:
+        for name in lab.names(dataset):
+            category = lab.category(dataset, name)
+            normal = dataclasses.replace(category, samples=category.train)
+            what.append([dataset, name, lab.musc(dataset).fingerprint(category, normal)])
     digest = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=4).hexdigest()
     return f"{lab.name}-{re.sub(r'[^A-Za-z0-9.]+', '-', lab.config.backbone)}-{digest}"
 

@@ -20,6 +20,7 @@ from musc.reproduce.measure import of_experiment
 from musc.reproduce.paper import table
 from musc.reproduce.profiles import SYNTHETIC, Profile
 from musc.results import figures
+from musc.results.pictures import shared_scale
 
 Drawn = tuple[Figure, pd.DataFrame]
 Said = list[tuple[str, str, str | float]]
@@ -239,7 +240,7 @@ def figure_5(lab: Profile) -> Drawn:
     by_name = {s.name: s for s in samples}
     size, pair = result.anomaly_maps.shape[-1], (i, j)
     pictures = figures.as_seen([by_name[result.paths[n]] for n in pair], size)
-    scale = figures.shared_scale(result)
+    scale = shared_scale(result)
     axes = bottom.subplots(1, 4)
     for n, (row, picture, word) in enumerate(
         zip(pair, pictures, ("(i) highest normal score", "(ii) its nearest"), strict=True)

@@ -32,9 +32,12 @@ from musc.features import Features
 from musc.pipeline import MuSc
 from musc.results.evaluation import evaluate, read_truth
 from musc.scoring.maps import rescored, split_subsets, upsample
+from musc.sources import numerical_version
 
 DEGREES = (1, 3, 5, 7, 9, 13)  # all that any table asks for
 CHUNK_BYTES = 256 << 20  # distances sorted at a time
+# Settings that a variant sets itself, or that no distance of Eq. 1 among all images can show.
+IGNORED = ("degrees", "interval", "reduction", "subsets", "references", "position_window", "tiles", "consistency")
 THREADS = 4  # at most, each of which holds a category's maps and their sort
 
 
@@ -91,6 +94,7 @@ class Distances:
 
     def __init__(self, folder: Path, degrees: tuple[int, ...], grids: tuple[tuple[int, int], ...]) -> None:
         self.folder, self.degrees, self.grids = folder, degrees, grids
+        self.files: list[Path] = []
 
     @classmethod
     def compute(
@@ -104,7 +108,8 @@ class Distances:
         max_bytes: int = 16 << 30,
         progress: bool = False,
     ) -> Distances:
-        """Compute and store the distances of every stage, or open those that a finished run left in `folder`.
+        """Compute and store the distances of every stage, or open what a finished run left in `folder` of the same
+        tokens, degrees and precision.
 
         Raises ConfigError, before anything is computed, where the files would be larger than `max_bytes` or the disk.
         """
@@ -114,7 +119,11 @@ class Distances:
         folder.mkdir(parents=True, exist_ok=True)
         stages = list(zip(features.patch_tokens, features.grids, strict=True))
         for n, (tokens, grid) in enumerate(tqdm(stages, desc="stages", disable=None if progress else True)):
-            path = store._path(n)
+            recipe = f"{numerical_version()} {degrees} {grid} {config.precision} {per_value} {tuple(tokens.shape)}"
+            digest = hashlib.blake2b(recipe.encode(), digest_size=8)
+            digest.update(tokens.contiguous().numpy().data)
+            path = folder / f"stage{n}-{digest.hexdigest()}.npy"
+            store.files.append(path)
             if path.exists():
                 continue
             shape = (len(degrees), N, N - 1, math.prod(grid))
@@ -131,9 +140,6 @@ class Distances:
             array.flush()
             partial.replace(path)
         return store
-
-    def _path(self, stage: int) -> Path:
-        return self.folder / f"stage{stage}.npy"
 
     def _bytes_per_value(self, N: int, max_bytes: int) -> int:
         M = sum(H * W for H, W in self.grids)
@@ -152,7 +158,7 @@ class Distances:
     def __getitem__(self, index: tuple[int, int]) -> np.ndarray:
         """[N, J, M] of one stage (counted from 0) and one aggregation degree (by its value), read from disk."""
         stage, degree = index
-        return np.load(self._path(stage), mmap_mode="r")[self.degrees.index(degree)]
+        return np.load(self.files[stage], mmap_mode="r")[self.degrees.index(degree)]
 
     def patch_scores(
         self, scorings: Iterable[tuple[tuple[float, float], str, int]], defects: list[str], seed: int
@@ -211,11 +217,12 @@ def ablate(
     """
     if not category.labeled:
         raise DataError(f"{category.name} has images without labels: an ablation measures, and needs them.")
+    musc.config.check_unused(IGNORED, "ablations")
     variants = {(name, row): v for name, rows in grids.items() for row, v in rows.items()}
     digest = hashlib.blake2b(f"{musc.fingerprint(category)}{variants}".encode(), digest_size=8).hexdigest()
     finished = folder / f"ablations-{digest}.csv"
     if finished.exists() and not keep_distances:
-        return pd.read_csv(finished, dtype={"row": str})
+        return pd.read_csv(finished, dtype={"row": str, "category": str})
 
     features = musc.features(category.samples)
     degrees = tuple(sorted({r for v in variants.values() for r in v.degrees}))

@@ -197,7 +197,7 @@ def plugged_in(lab: Profile, number: int) -> pd.DataFrame:
             if not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 rscin_gain(category, pipeline).to_csv(file, index=False)
-            for found in pd.read_csv(file).to_dict("records"):
+            for found in pd.read_csv(file, dtype={"category": str}).to_dict("records"):
                 word = {"without": "w/o", "with": "w"}[found["rscin"]]
                 shared = {"category": name, "method": found["method"], "setting": "full-shot", "row": word}
                 rows += [shared | {"metric": m, "value": found[m]} for m in METRICS if m in found]

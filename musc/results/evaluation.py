@@ -64,6 +64,12 @@ def evaluate(
     """All seven metrics, with both mask protocols and both PROs, as far as labels and masks are known.
 
     maps None: the image metrics only.
+
+    Example:
+        >>> truth = Truth(torch.tensor([0, 0, 1]), rows=[], masks={}, notes=[])
+        >>> scores = torch.tensor([0.1, 0.2, 0.9])
+        >>> evaluate(truth, scores, scores, maps=None)["image"]
+        {'auroc': 1.0, 'f1_max': 1.0, 'ap': 1.0}
     """
     if truth.labels is None:
         return {}

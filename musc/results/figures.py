@@ -1,188 +1,22 @@
-"""Pictures of results: colour overlays on one shared scale, their legend, and an overview sheet."""
+"""Figures of the book's chapters: images, masks, maps and tokens side by side, histograms, and the graph of RsCIN."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import matplotlib
 import numpy as np
+import seaborn
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 from torch import Tensor
 
 from musc.datasets.base import Sample
 from musc.datasets.images import image_size, read_image, read_mask, resize_mask
-from musc.datasets.values import as_read
-from musc.errors import DataError, ResultError
-from musc.results import MuScResult
-
-if TYPE_CHECKING:
-    from matplotlib.cm import ScalarMappable
-
-CMAP = "inferno"  # rises evenly in lightness: readable in grey and by colour-blind eyes
-CONTOUR = (0, 229, 255)  # cyan: in no part of inferno, and apart from grey
-OPACITY = 0.7  # of the most anomalous pixel; a normal pixel shows the image itself
-LONGEST_SIDE = 768  # of a saved overlay, in pixels
-
-
-def shared_scale(result: MuScResult) -> Normalize:
-    """One colour scale for all maps of a result: from the median pixel to the largest.
-
-    More than half of all pixels are normal, so the median is where "nothing to see" lies.
-    """
-    sample = np.asarray(result.anomaly_maps[:, ::4, ::4])
-    low, high = float(np.median(sample)), float(result.raw_image_scores.max())
-    return Normalize(low, max(high, low + 1e-6), clip=True)
-
-
-def overlay(image: Image.Image, anomaly_map: NDArray[np.float32], scale: Normalize) -> Image.Image:
-    """The anomaly map over its image: the higher the score, the brighter and the more opaque the colour.
-
-    The map is stretched to the image's own shape (it was computed on the squashed square).
-    """
-    values = Image.fromarray(np.asarray(scale(anomaly_map), dtype=np.float32)).resize(
-        image.size, Image.Resampling.BILINEAR
-    )
-    strength = np.asarray(values)
-    colour = matplotlib.colormaps[CMAP](strength)[..., :3]
-    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] / 255
-    alpha = OPACITY * np.sqrt(strength)[..., None]
-    mixed = (1 - alpha) * np.repeat(grey, 3, axis=2) + alpha * colour
-    return Image.fromarray((mixed * 255).round().astype(np.uint8))
-
-
-def legend(scale: Normalize) -> Figure:
-    """The colour bar that belongs to every overlay of a result."""
-    figure = Figure(figsize=(4.5, 0.9), layout="constrained")
-    _colorbar(figure, scale, figure.subplots(), "anomaly score (distance between unit vectors)")
-    return figure
-
-
-def _colorbar(figure: Figure, scale: Normalize, axes: object, label: str) -> None:
-    mappable: ScalarMappable = matplotlib.cm.ScalarMappable(scale, CMAP)
-    figure.colorbar(mappable, cax=axes, orientation="horizontal", label=label)  # type: ignore[arg-type]
-
-
-def save_overlays(result: MuScResult, samples: Sequence[Sample], folder: Path, *, again: bool = False) -> None:
-    """Write folder/<name>.png for every image, and folder/legend.png; what is there is kept unless `again`.
-
-    With a threshold, a line is drawn around what it marks.
-
-    Raises ResultError where the folder cannot be written.
-    """
-    scale = shared_scale(result)
-    by_name = {sample.name: sample for sample in as_read(samples, result.config.full_scale)}
-    try:
-        for name, anomaly_map in zip(result.paths, result.anomaly_maps, strict=True):
-            path = folder / f"{name}.png"
-            if again or not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                picture = overlay(_thumbnail(by_name[name]), anomaly_map, scale)
-                if result.threshold is not None:
-                    picture = contour(picture, binary_mask(anomaly_map, result.threshold.value, picture.size))
-                picture.save(path.with_suffix(".tmp"), format="png")
-                path.with_suffix(".tmp").replace(path)
-        legend(scale).savefig(folder / "legend.png", dpi=120)
-    except OSError as error:
-        raise ResultError(f"overlays in {folder} cannot be written ({error.strerror or error}).") from error
-
-
-def binary_mask(anomaly_map: NDArray[np.float32], threshold: float, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The pixels whose score reaches the threshold, [H, W] for size = (W, H): the map is stretched, then cut.
-
-    Stretching lowers peaks a little. Where it would lose all that the map itself marks, the map is cut first.
-    """
-    values = np.asarray(anomaly_map, dtype=np.float32)
-    cut = np.float64(threshold)  # compared in float64, as the decisions are
-    mask = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR)) >= cut
-    marked = values >= cut
-    if marked.any() and not mask.any():
-        height, width = marked.shape
-        rows, columns = np.nonzero(marked)
-        mask[(2 * rows + 1) * size[1] // (2 * height), (2 * columns + 1) * size[0] // (2 * width)] = True
-    return mask
-
-
-def contour(picture: Image.Image, mask: NDArray[np.bool_], width: int = 2) -> Image.Image:
-    """The picture with a line around each region of the mask, `width` pixels wide and outside of it."""
-    around = ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=width) & ~mask if mask.any() else mask
-    pixels = np.array(picture.convert("RGB"))
-    pixels[around] = CONTOUR
-    return Image.fromarray(pixels)
-
-
-def save_masks(result: MuScResult, samples: Sequence[Sample], folder: Path, *, again: bool = False) -> None:
-    """Write folder/<name>.png for every image, white where the map reaches the threshold, in the image's own size.
-
-    What is there is kept unless `again`; without a threshold the masks of an earlier one are removed. Raises
-    ResultError where the folder cannot be written.
-    """
-    by_name = {sample.name: sample for sample in samples}
-    try:
-        for name, anomaly_map in zip(result.paths, result.anomaly_maps, strict=True):
-            path = folder / f"{name}.png"
-            if result.threshold is None:
-                path.unlink(missing_ok=True)
-            elif again or not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                mask = binary_mask(anomaly_map, result.threshold.value, _size(by_name[name], anomaly_map))
-                Image.fromarray(mask).save(path.with_suffix(".tmp"), format="png")
-                path.with_suffix(".tmp").replace(path)
-    except OSError as error:
-        raise ResultError(f"masks in {folder} cannot be written ({error.strerror or error}).") from error
-
-
-def _size(sample: Sample, anomaly_map: NDArray[np.float32]) -> tuple[int, int]:
-    try:
-        return image_size(sample.image)
-    except DataError:  # deleted since it was scored
-        return anomaly_map.shape[1], anomaly_map.shape[0]
-
-
-def _thumbnail(sample: Sample, side: int = LONGEST_SIDE) -> Image.Image:
-    try:
-        image = read_image(sample.image)
-    except DataError:  # deleted since it was scored
-        return Image.new("RGB", (256, 256), "white")
-    image.thumbnail((side, side))
-    return image
-
-
-def overview(result: MuScResult, samples: Sequence[Sample], columns: int = 8) -> Figure:
-    """The most anomalous and the most normal images of a result, with their maps, in the order of their scores."""
-    by_name = {sample.name: sample for sample in as_read(samples, result.config.full_scale)}
-    order = np.argsort(-result.image_scores, kind="stable")
-    columns = min(columns, len(order))
-    top = columns if len(order) <= columns else -(-columns // 2)
-    shown = [*order[:top], *order[len(order) - (columns - top) :]]
-    scale = shared_scale(result)
-
-    figure = Figure(figsize=(1.6 * columns, 4.4), layout="constrained")
-    grid = figure.add_gridspec(3, columns, height_ratios=[1, 1, 0.07])
-    for column, i in enumerate(shown):
-        image = _thumbnail(by_name[result.paths[i]], 256)
-        first, second = (figure.add_subplot(grid[row, column]) for row in (0, 1))
-        first.imshow(image)
-        second.imshow(overlay(image, result.anomaly_maps[i], scale))
-        label = result.defects[i] or Path(result.paths[i]).stem
-        first.set_title(f"{label}\nscore {result.image_scores[i]:.2f}", fontsize=9)
-        for axes in (first, second):
-            axes.set_axis_off()
-    _colorbar(figure, scale, figure.add_subplot(grid[2, :]), "anomaly score")
-    where = f"{result.dataset} / {result.category}" if result.category else result.dataset
-    figure.suptitle(f"{where}: highest and lowest image scores of {len(result)}", fontsize=11)
-    return figure
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# For the book's chapters
+from musc.results.pictures import CMAP, CONTOUR
 
 BLUE, ORANGE = "#0072B2", "#D55E00"  # normal, anomalous: told apart by colour-blind eyes (Okabe and Ito)
 
@@ -205,7 +39,14 @@ def masks_at(samples: Sequence[Sample], size: int) -> NDArray[np.bool_]:
 
 def patch_labels(masks: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.int8]:
     """Masks [N, H, W] to patches [N, M], row by row: 1 where at least half of a patch is anomalous, 0 where nothing
-    is, -1 between. H and W are multiples of the grid's."""
+    is, -1 between. H and W are multiples of the grid's.
+
+    Example:
+        >>> masks = np.zeros((1, 4, 4), dtype=bool)
+        >>> masks[0, :2, :2] = masks[0, 3, 3] = True  # the first patch, and a quarter of the last
+        >>> patch_labels(masks, grid=(2, 2))
+        array([[ 1,  0,  0, -1]], dtype=int8)
+    """
     N, H, W = masks.shape
     rows, columns = grid
     share = masks.reshape(N, rows, H // rows, columns, W // columns).mean(axis=(2, 4)).reshape(N, -1)
@@ -284,13 +125,16 @@ def panels(
 
 def two_histograms(ax: Axes, normal: NDArray, anomalous: NDArray, bins: NDArray | int = 40) -> None:
     """The values of normal and anomalous patches or images as two outlined histograms, each of area 1."""
-    edges = np.histogram_bin_edges(np.concatenate([normal, anomalous]), bins).tolist()
+    edges = np.histogram_bin_edges(np.concatenate([normal, anomalous]), bins)
     for values, colour, label in ((normal, BLUE, "normal"), (anomalous, ORANGE, "anomalous")):
         if len(values):
-            ax.hist(values, edges, density=True, histtype="stepfilled", color=colour, alpha=0.35)
-            ax.hist(values, edges, density=True, histtype="step", color=colour, linewidth=1.6, label=label)
+            counts, _ = np.histogram(values, edges)  # a hundred million distances are counted here, not by seaborn
+            seaborn.histplot(
+                x=(edges[:-1] + edges[1:]) / 2, weights=counts, bins=edges.tolist(), stat="density", element="step",
+                color=colour, alpha=0.35, linewidth=1.6, label=label, ax=ax,
+            )  # fmt: skip
     ax.set_ylabel("density")
-    ax.spines[["top", "right"]].set_visible(False)
+    seaborn.despine(ax=ax)
 
 
 def neighbour_graph(

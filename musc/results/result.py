@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
-import shutil
-import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,14 @@ from numpy.typing import NDArray
 from musc.config import MuScConfig
 from musc.datasets.base import Skipped
 from musc.errors import ResultError
+from musc.results.folders import legal_names, recover, replacing
 from musc.results.thresholds import Threshold, choose
 
-FORMAT = 1
+FORMAT = 2
 COLUMNS = ("path", "score", "rank", "raw_score", "decision", "label", "defect")
+DATA = ("result.json", "scores.csv", "anomaly_maps.npy", "class_tokens.npy")
+PICTURES = ("overview.png", "overlays", "masks", "pictures.json")
+LARGEST = 2.0  # distance of unit vectors, and so the largest score
 Metrics = dict[str, dict[str, float]]
 
 
@@ -48,6 +51,7 @@ class MuScResult:
         fingerprint: digest of settings, weights and image contents; a rerun with an equal one is reused.
         keys, reference_keys, cache: contents' digests of the images and of the references, and the folder where their
             tokens are kept: what `stream.score_against` needs to score further images ("": no tokens were kept).
+        root: absolute path of the category's folder, or "".
     """
 
     dataset: str
@@ -70,6 +74,7 @@ class MuScResult:
     keys: tuple[str, ...] = ()
     reference_keys: tuple[str, ...] = ()
     cache: str = ""
+    root: str = ""
     threshold: Threshold | None = None
 
     def __len__(self) -> int:
@@ -89,7 +94,11 @@ class MuScResult:
         It compares raw_image_scores, since c_i is the maximum of the map: an image is anomalous exactly where a pixel
         of its map is. Raises ConfigError where the method is unknown, or needs labels that are not there.
         """
-        self.threshold = choose(method, self.raw_image_scores, self.labels)
+        chosen = choose(method, self.raw_image_scores, self.labels)
+        if chosen is not None and chosen.value > LARGEST:
+            beyond = f"no score can reach it, since distances end at {LARGEST:g}: take another method, or a number."
+            chosen = replace(chosen, note=f"{chosen.note} {beyond}".strip())
+        self.threshold = chosen
         return self.threshold
 
     @property
@@ -102,27 +111,23 @@ class MuScResult:
     def save(self, folder: Path | str) -> Path:
         """Write everything into `folder`, all or nothing: an earlier result there stays whole until this one is.
 
-        Files: result.json, scores.csv, anomaly_maps.npy, class_tokens.npy. Raises ResultError where the disk is full
-        or the folder cannot be written; nothing else is lost then.
+        Files: result.json, scores.csv, anomaly_maps.npy, class_tokens.npy. Pictures of the earlier result go with it,
+        and files that are not of a result stay. Raises ResultError where the disk is full, the folder cannot be
+        written, or holds files of these names that are of something else; nothing is lost then.
         """
         folder = Path(folder)
-        partial = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        if (strange := [name for name in DATA if (folder / name).exists()]) and not is_result(folder):
+            raise ResultError(f"{folder} holds a {strange[0]} that no run of musc made: choose another folder.")
         try:
-            partial.mkdir(parents=True)
-            np.save(partial / "anomaly_maps.npy", self.anomaly_maps)
-            if self.class_tokens is not None:
-                np.save(partial / "class_tokens.npy", self.class_tokens)
-            self._write_csv(partial / "scores.csv")
-            (partial / "result.json").write_text(json.dumps(self._header(), indent=1) + "\n")
-            folder.mkdir(exist_ok=True)
-            (folder / "result.json").unlink(missing_ok=True)  # what is there is no result until the last rename
-            for name in ("anomaly_maps.npy", "class_tokens.npy", "scores.csv", "result.json"):
-                if (partial / name).exists():
-                    os.replace(partial / name, folder / name)
+            with replacing(folder, (*DATA, *PICTURES)) as new:
+                np.save(new / "anomaly_maps.npy", self.anomaly_maps)
+                if self.class_tokens is not None:
+                    np.save(new / "class_tokens.npy", self.class_tokens)
+                self._write_csv(new / "scores.csv")
+                text = json.dumps(self._header(folder), indent=1) + "\n"
+                (new / "result.json").write_text(text, encoding="utf-8")
         except OSError as error:
             raise ResultError(_cannot_write(folder, error)) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return folder
 
     @classmethod
@@ -130,13 +135,13 @@ class MuScResult:
         """Read a result back; the maps stay on disk until they are used. Raises ResultError naming what is wrong."""
         folder = Path(folder)
         try:
-            header = json.loads((folder / "result.json").read_text())
+            recover(folder, (*DATA, *PICTURES))
+            header = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             if header["format"] != FORMAT:
                 raise ResultError(f"{folder} has result format {header['format']}, not {FORMAT}: run it again.")
-            with (folder / "scores.csv").open(newline="") as file:
+            with (folder / "scores.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
                 rows = list(csv.DictReader(file))
             maps = np.load(folder / "anomaly_maps.npy", mmap_mode="r")
-            tokens = folder / "class_tokens.npy"
             result = cls(
                 dataset=header["dataset"],
                 category=header["category"],
@@ -144,7 +149,7 @@ class MuScResult:
                 image_scores=np.array([row["score"] for row in rows], dtype=np.float32),
                 raw_image_scores=np.array([row["raw_score"] for row in rows], dtype=np.float32),
                 anomaly_maps=maps,
-                class_tokens=np.load(tokens) if tokens.exists() else None,
+                class_tokens=np.load(folder / "class_tokens.npy") if header["class_tokens"] else None,
                 labels=np.array([int(row["label"]) for row in rows], dtype=np.int64) if header["labeled"] else None,
                 defects=tuple(row["defect"] for row in rows),
                 config=MuScConfig.from_dict(header["config"]),
@@ -155,10 +160,11 @@ class MuScResult:
                 notes=tuple(header["notes"]),
                 skipped=tuple(Skipped(**s) for s in header["skipped"]),
                 fingerprint=header["fingerprint"],
-                keys=tuple(header.get("keys", ())),
-                reference_keys=tuple(header.get("reference_keys", ())),
-                cache=header.get("cache", ""),
-                threshold=Threshold(**header["threshold"]) if header.get("threshold") else None,
+                keys=tuple(header["keys"]),
+                reference_keys=tuple(header["reference_keys"]),
+                cache=header["cache"],
+                root=_root_of(folder, header),
+                threshold=Threshold(**header["threshold"]) if header["threshold"] else None,
             )
         except FileNotFoundError as error:
             raise ResultError(
@@ -170,13 +176,15 @@ class MuScResult:
             raise ResultError(f"{folder}: {len(rows)} rows of scores.csv but {len(maps)} maps. Run it again.")
         return result
 
-    def _header(self) -> dict[str, Any]:
+    def _header(self, folder: Path) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "dataset": self.dataset,
             "category": self.category,
             "images": len(self),
             "labeled": self.labels is not None,
+            "class_tokens": self.class_tokens is not None,
+            "root": _relative(self.root, folder),
             "metrics": self.metrics,
             "config": self.config.to_dict(),
             "weights": self.weights,
@@ -195,11 +203,46 @@ class MuScResult:
         labels = [""] * len(self) if self.labels is None else [str(int(label)) for label in self.labels]
         decisions = [""] * len(self) if self.decisions is None else self.decisions.tolist()
         columns = (self.paths, self.image_scores, self.ranks, self.raw_image_scores, decisions, labels, self.defects)
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             # repr of a float32 is the shortest text that reads back to the same float32
             writer.writerows([str(v) for v in row] for row in zip(*columns, strict=True))
+
+
+def is_result(folder: Path) -> bool:
+    """Whether the folder's result.json is one of ours, of any format."""
+    try:
+        header = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(header, dict) and {"format", "fingerprint", "config"} <= header.keys()
+
+
+def result_folder(out: Path, dataset: str, category: str, root: Path | str | None = None) -> Path:
+    """The folder below `out` for the result of a category; one of its own where that of another root lies there."""
+    folder = out / legal_names([dataset or "images"])[0] / legal_names([category or "images"])[0]
+    where = os.path.abspath(root) if root else ""
+    if not folder.exists():
+        return folder
+    if is_result(folder):
+        header = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if _root_of(folder, header) == where:
+            return folder
+    digest = hashlib.blake2b(where.encode(errors="surrogatepass"), digest_size=4).hexdigest()
+    return folder.with_name(f"{folder.name}~{digest}")
+
+
+def _relative(root: str, folder: Path) -> str:
+    """How a result names the folder of its images: from its own, so that both can be moved together."""
+    try:
+        return Path(os.path.relpath(root, folder)).as_posix() if root else ""
+    except ValueError:  # on another drive
+        return root
+
+
+def _root_of(folder: Path, header: dict[str, Any]) -> str:
+    return os.path.abspath(folder / header["root"]) if header.get("root") else ""
 
 
 def _cannot_write(folder: Path, error: OSError) -> str:

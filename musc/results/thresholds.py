@@ -44,6 +44,10 @@ def choose(method: str | float, scores: ArrayLike, labels: ArrayLike | None = No
     """The threshold of a method in METHODS, or a fixed one given as a number; None for "none".
 
     scores: [N], finite; labels: [N], 0 or 1, which only "f1-max" uses. Raises ConfigError where `check` does.
+
+    Example:
+        >>> choose("f1-max", [0.1, 0.2, 0.9], labels=[0, 0, 1]).value > 0.2, choose("none", [0.1, 0.2, 0.9])
+        (True, None)
     """
     check(method, labels)
     if method == "none":
@@ -129,6 +133,11 @@ def f1_max_threshold(labels: ArrayLike, scores: ArrayLike) -> Threshold:
     """The threshold of the largest F1 (Sec. 4.1), halfway to the next lower score; its false alarms are counted.
 
     labels: [N], 0 normal, 1 anomalous, both present; scores: [N], finite. Of equally good ones the highest is taken.
+
+    Example:
+        >>> threshold = f1_max_threshold([0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9])
+        >>> round(threshold.value, 3), threshold.false_alarm_rate
+        (0.4, 0.0)
     """
     x, anomalous = _finite(scores), np.asarray(labels).astype(bool)
     if len(x) != len(anomalous) or anomalous.all() or not anomalous.any():

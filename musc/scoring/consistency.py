@@ -53,6 +53,15 @@ def near_sets(
     """The widest gap in each patch's sorted distances, as a ratio, and the images on its near side (its own included).
 
     distances: of Eq. 1, J = N - 1 in the images' order. Only near sides of `smallest` to N/2 images count.
+
+    Example:
+        >>> D = torch.full((8, 8, 1), 0.3)  # eight images of one patch, all 0.3 apart
+        >>> D[:3, :3] = 0.05  # but for three that share something
+        >>> D[:3, 3:] = D[3:, :3] = 1.0
+        >>> distances = torch.stack([torch.cat([D[i, :i], D[i, i + 1 :]]) for i in range(8)])  # [8, 7, 1]
+        >>> gap, sets = near_sets(distances)
+        >>> round(gap[0].item(), 1), sets[0, :, 0].nonzero().flatten().tolist()
+        (20.0, [0, 1, 2])
     """
     N = len(distances)
     full = _with_own(distances)
@@ -81,6 +90,14 @@ def find(
     over non-members only (Eq. 2), is at least `lift` times the median image score: it would be found, were it rare.
 
     distances: averaged over degrees and stages. at_most: how many sets, the most frequent ones, are looked at.
+
+    Example:
+        >>> D = torch.full((8, 8, 1), 0.3)  # eight images of one patch, all 0.3 apart
+        >>> D[:3, :3] = 0.05  # but for three that share something
+        >>> D[:3, 3:] = D[3:, :3] = 1.0
+        >>> distances = torch.stack([torch.cat([D[i, :i], D[i, i + 1 :]]) for i in range(8)])  # [8, 7, 1]
+        >>> [group.images for group in find(distances)]
+        [(0, 1, 2)]
     """
     ratio, sets = near_sets(distances)
     image, patch = (ratio > gap).nonzero(as_tuple=True)  # [P] each
@@ -119,6 +136,16 @@ def corrected(
     """`scores` (Eq. 3), but where a group's patches vouch for each other, Eq. 2 over the images outside of the group.
 
     No score falls. distances: as in `find`, averaged over degrees and stages before Eq. 2 (Eq. 3 averages after it).
+
+    Example:
+        >>> D = torch.full((8, 8, 1), 0.3)  # eight images of one patch, all 0.3 apart
+        >>> D[:3, :3] = 0.05  # but for three that share something
+        >>> D[:3, 3:] = D[3:, :3] = 1.0
+        >>> distances = torch.stack([torch.cat([D[i, :i], D[i, i + 1 :]]) for i in range(8)])  # [8, 7, 1]
+        >>> scores = msm.interval_average(distances)  # the three vouch for each other
+        >>> torch.cat([scores, corrected(scores, distances, find(distances))], dim=1)[[0, 7]]
+        tensor([[0.0500, 1.0000],
+                [0.3000, 0.3000]])
     """
     out, full = scores.clone(), _with_own(distances)
     for group in groups:
@@ -147,6 +174,12 @@ def mutual_scores(
 
     Arguments as there. Memory holds one stage's distances, 4 D N (N - 1) M bytes, and their mean. Extension; not in the
     paper.
+
+    Example:
+        >>> stage = torch.randn(5, 9, 8, generator=torch.Generator().manual_seed(0))
+        >>> scores, groups = mutual_scores([stage], degrees=(1,))
+        >>> scores.allclose(msm.mutual_scores([stage], degrees=(1,))), groups  # these images share nothing
+        (True, [])
     """
     scores: Tensor | None = None
     mean: Tensor | None = None
@@ -171,7 +204,12 @@ def mutual_scores(
 
 
 def describe(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
-    """One warning per group, naming up to five of its images."""
+    """One warning per group, naming up to five of its images.
+
+    Example:
+        >>> describe([Group((0, 2), 3.0, torch.zeros(8, 1, dtype=torch.bool))], [f"{i}.png" for i in range(8)])[0][:56]
+        '2 of 8 images (25 %) share something that no other has, '
+    """
     said = []
     for g in groups:
         shown = ", ".join(names[i] for i in g.images[:5]) + (", ..." if len(g.images) > 5 else "")

@@ -21,7 +21,13 @@ PatchScores = dict[tuple[int, int], Tensor]  # by patch grid (rows, columns): [N
 
 
 def anomaly_maps(scores: PatchScores, size: int) -> Float[Tensor, "N size size"]:
-    """Anomaly maps of patch scores: those of every grid upsampled to size x size pixels, and added up."""
+    """Anomaly maps of patch scores: those of every grid upsampled to size x size pixels, and added up.
+
+    Example:
+        >>> anomaly_maps({(2, 2): torch.tensor([[0.0, 1.0, 2.0, 3.0]]), (1, 1): torch.tensor([[10.0]])}, size=2)
+        tensor([[[10., 11.],
+                 [12., 13.]]])
+    """
     return torch.stack([upsample(values, grid, size) for grid, values in scores.items()]).sum(dim=0)
 
 
@@ -87,7 +93,13 @@ def _mutual_scores(
 
 
 def split_subsets(defects: Sequence[str], subsets: int, seed: int) -> list[Tensor]:
-    """Rows of each of `subsets` parts of equal size, stratified by defect with a seeded shuffle (Tab. 6, 7, 13)."""
+    """Rows of each of `subsets` parts of equal size, stratified by defect with a seeded shuffle (Tab. 6, 7, 13).
+
+    Example:
+        >>> parts = split_subsets(["good", "good", "good", "good", "hole", "hole"], subsets=2, seed=0)
+        >>> [len(rows) for rows in parts], [int((rows >= 4).sum()) for rows in parts]  # images, and those with a hole
+        ([3, 3], [1, 1])
+    """
     if subsets == 1:
         return [torch.arange(len(defects))]
     if subsets > len(defects):
@@ -119,7 +131,12 @@ def upsample(scores: Float[Tensor, "N M"], grid: tuple[int, int], size: int) -> 
 def rescored(
     raw_scores: Float[Tensor, "N"], class_tokens: Float[Tensor, "N D"] | None, windows: Sequence[float]
 ) -> tuple[Float[Tensor, "N"], list[str]]:
-    """Image scores after RsCIN (Eq. 5), and a note wherever it could not be done with these `windows`."""
+    """Image scores after RsCIN (Eq. 5), and a note wherever it could not be done with these `windows`.
+
+    Example:
+        >>> rescored(torch.tensor([1.0, 3.0]), None, windows=(2, 3))
+        (tensor([0., 1.]), ['RsCIN skipped: this backbone has no class token.'])
+    """
     N = len(raw_scores)
     if class_tokens is None:
         return rscin.minmax(raw_scores), ["RsCIN skipped: this backbone has no class token."]

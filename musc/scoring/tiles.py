@@ -28,13 +28,23 @@ Span = tuple[float, float]  # where a tile begins and ends along one axis, the i
 
 
 def spans(tiles: int, overlap: float) -> list[Span]:
-    """The `tiles` equal spans that cover (0, 1), each sharing `overlap` of its length with the next."""
+    """The `tiles` equal spans that cover (0, 1), each sharing `overlap` of its length with the next.
+
+    Example:
+        >>> [(round(low, 3), round(high, 3)) for low, high in spans(2, overlap=0.25)]
+        [(0.0, 0.571), (0.429, 1.0)]
+    """
     length = 1 / (tiles - (tiles - 1) * overlap)
     return [(k * length * (1 - overlap), min(1.0, k * length * (1 - overlap) + length)) for k in range(tiles)]
 
 
 def pixel_spans(tiles: int, overlap: float, size: int) -> list[tuple[int, int]]:
-    """`spans` in whole pixels of an axis `size` long: [first, last) each."""
+    """`spans` in whole pixels of an axis `size` long: [first, last) each.
+
+    Example:
+        >>> pixel_spans(2, overlap=0.25, size=700)
+        [(0, 400), (300, 700)]
+    """
     return [(round(low * size), round(high * size)) for low, high in spans(tiles, overlap)]
 
 
@@ -59,7 +69,14 @@ class Tile:
 
 
 def cut(sample: Sample, tiles: int, overlap: float) -> list[Sample]:
-    """The tiles x tiles tiles of an image, row by row, as samples of their own (without masks)."""
+    """The tiles x tiles tiles of an image, row by row, as samples of their own (without masks).
+
+    Example:
+        >>> from musc.datasets import load_category
+        >>> sample, *_ = load_category("synthetic", name="tile", good=1, defects=1)
+        >>> [tile.name for tile in cut(sample, tiles=2, overlap=0.25)]
+        ['test/chip/000.png#0', 'test/chip/000.png#1', 'test/chip/000.png#2', 'test/chip/000.png#3']
+    """
     cuts = spans(tiles, overlap)
     places = [(down, across) for down in cuts for across in cuts]
     return [
@@ -73,6 +90,11 @@ def ramps(places: Sequence[tuple[int, int]], size: int) -> Float[Tensor, "T size
 
     Over the pixels that a span shares with its neighbour the weight falls as the cosine does; a pixel that three spans
     share is divided among them in proportion.
+
+    Example:
+        >>> weights = ramps([(0, 4), (2, 6)], size=6)
+        >>> weights[0, 0].item(), weights[0, -1].item(), weights.sum(dim=0).allclose(torch.ones(6).double())
+        (1.0, 0.0, True)
     """
     weights = torch.zeros(len(places), size, dtype=torch.float64)
     for k, (first, last) in enumerate(places):
@@ -109,7 +131,12 @@ class Stitcher:
 
 
 def map_size(size: int, tiles: int, overlap: float) -> int:
-    """Side of a whole map on which every tile has `size` pixels."""
+    """Side of a whole map on which every tile has `size` pixels.
+
+    Example:
+        >>> map_size(400, tiles=2, overlap=0.25)
+        700
+    """
     low, high = spans(tiles, overlap)[0]
     return round(size / (high - low))
 

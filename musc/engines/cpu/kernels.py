@@ -3,118 +3,68 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from musc.engines.cpu.compiling import kernel
 from musc.engines.cpu.products import ROWS, SPAN
 
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-def add1(a, out):
-    for i in range(out.shape[0]):
-        out[i] = a[i]
-
-
-@njit(nogil=True, cache=True, fastmath=FAST)
-def add2(a, b, out):
-    for i in range(out.shape[0]):
-        out[i] = a[i] + b[i]
-
-
-@njit(nogil=True, cache=True, fastmath=FAST)
-def add3(a, b, c, out):
-    for i in range(out.shape[0]):
-        out[i] = a[i] + b[i] + c[i]
-
-
-@njit(nogil=True, cache=True, fastmath=FAST)
-def add5(a, b, c, d, e, out):
-    for i in range(out.shape[0]):
-        out[i] = a[i] + b[i] + c[i] + d[i] + e[i]
-
-
-@njit(nogil=True, cache=True, fastmath=FAST)
+@kernel(fastmath=FAST)
 def add_rows(rows, first, step, count, out):
-    """out = sum of `count` of the rows, from `first` in steps of `step`, counted around their end."""
-    R = rows.shape[0]
-    a, b, c = rows[first % R], rows[(first + step) % R], rows[(first + 2 * step) % R]
-    if count == 1:
-        add1(a, out)
-    elif count == 2:
-        add2(a, b, out)
-    elif count == 3:
-        add3(a, b, c, out)
-    elif count == 5:
-        add5(a, b, c, rows[(first + 3 * step) % R], rows[(first + 4 * step) % R], out)
-    else:
-        add3(a, b, c, out)
-        for t in range(3, count):
-            add2(out, rows[(first + t * step) % R], out)
+    """out [C] = sum of `count` of the rows [R, C], from `first` in steps of `step`; four at a time."""
+    a, b, c, d = first, first + step, first + 2 * step, first + 3 * step
+    if count == 3:
+        for k in range(out.shape[0]):
+            out[k] = rows[a, k] + rows[b, k] + rows[c, k]
+        return
+    for k in range(out.shape[0]):
+        out[k] = rows[a, k]
+    done = 1
+    while done < count:
+        some = min(4, count - done)
+        b = first + done * step
+        c, d, e = b + step * (some > 1), b + 2 * step * (some > 2), b + 3 * step * (some > 3)
+        two, three, four = np.float32(some > 1), np.float32(some > 2), np.float32(some > 3)
+        for k in range(out.shape[0]):
+            out[k] += rows[b, k] + two * rows[c, k] + three * rows[d, k] + four * rows[e, k]
+        done += some
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-def _squares(row):
+@kernel(fastmath=FAST)
+def length_of(row):
     total = np.float32(0)
     for c in range(row.shape[0]):
         total += row[c] * row[c]
-    return total
+    return np.sqrt(total)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-def _scale(row, factor):
-    for c in range(row.shape[0]):
-        row[c] *= factor
-
-
-@njit(nogil=True, cache=True, fastmath=FAST)
-def center(tokens, out):
-    """out = tokens minus the mean of all their elements."""
-    total = 0.0
-    for m in range(tokens.shape[0]):
-        row = tokens[m]
-        for c in range(row.shape[0]):
-            total += np.float64(row[c])
-    mean = np.float32(total / tokens.size)
-    for m in range(tokens.shape[0]):
-        row, into = tokens[m], out[m]
-        for c in range(row.shape[0]):
-            into[c] = row[c] - mean
-
-
-@njit(nogil=True, cache=True)
-def box(tokens, H, W, h, out, length):
-    """Sums of tokens over (2h + 1)^2 neighbourhoods, zeros beyond the border: the sums' lengths, and in unit length.
-
-    tokens: [M, C]; out: [M, C], or empty where only the lengths [M] are wanted.
-    """
-    line = np.empty((W, tokens.shape[1]), np.float32)
-    one = np.empty((1, tokens.shape[1]), np.float32)
-    for y in range(H):
-        top, bottom = max(0, y - h), min(H, y + h + 1)
-        for x in range(W * (h > 0)):
-            add_rows(tokens, top * W + x, W, bottom - top, line[x])
-        for x in range(W):
-            left, right = max(0, x - h), min(W, x + h + 1)
-            sums = out[y * W + x] if len(out) else one[0]
-            if h:
-                add_rows(line, left, 1, right - left, sums)
-            else:
-                sums[:] = tokens[y * W + x]
-            size = np.sqrt(_squares(sums))
-            length[y * W + x] = size
-            if len(out):
-                _scale(sums, 1 / max(size, np.float32(1e-20)))
-
-
-@njit(nogil=True, cache=True)
+@kernel
 def lengths(rows, out):
     """out[m] = length of the row."""
     for m in range(rows.shape[0]):
-        out[m] = np.sqrt(_squares(rows[m]))
+        out[m] = length_of(rows[m])
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@kernel(fastmath=FAST)
+def box(tokens, H, W, h, line, out, length):
+    """Sums of tokens [M, C] over (2h + 1)^2 neighbourhoods, zeros beyond the border: their lengths [M], and in unit
+    length [M, C]; with an `out` of one row only the lengths. line: [W, C], scratch."""
+    for y in range(H):
+        top, bottom = max(0, y - h), min(H, y + h + 1)
+        for x in range(W):
+            add_rows(tokens, top * W + x, W, bottom - top, line[x])
+        for x in range(W):
+            left, right = max(0, x - h), min(W, x + h + 1)
+            sums = out[min(y * W + x, len(out) - 1)]
+            add_rows(line, left, 1, right - left, sums)
+            length[y * W + x] = length_of(sums)
+            scale = 1 / max(length[y * W + x], np.float32(1e-20))
+            for c in range(sums.shape[0]):
+                sums[c] *= scale
+
+
+@kernel(fastmath=FAST)
 def longest_lane(rows):
     """The largest length of what one 16-bit sum holds of a row: per SPAN, the first or second two of every four."""
     span, most = 4 * SPAN, np.float32(0)
@@ -129,7 +79,7 @@ def longest_lane(rows):
     return np.sqrt(most)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@kernel(fastmath=FAST)
 def round8(row, scale, top, small, raised):
     """small = row times scale as integers of at most top, which is added in `raised`; what is left out stays in row."""
     most, back = np.float32(top), np.float32(1) / scale
@@ -141,7 +91,7 @@ def round8(row, scale, top, small, raised):
         row[c] = (value - whole) * back
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@kernel(fastmath=FAST)
 def round16(row, scale, wide):
     """wide = row times scale as 16-bit integers; returns the squared length of what that leaves out."""
     total = np.float32(0)
@@ -153,45 +103,33 @@ def round16(row, scale, wide):
     return total / (scale * scale)
 
 
-@njit(nogil=True, cache=True)
-def pack(low, scale8, high, scale16, top, wide, W, pitch, a, b, offset, error):
+@kernel
+def pack(low, high, scales, top, pitch, W, a, b, offset, error):
     """Tokens rounded to integers and laid out for `products`: low [M, C] to 8 bits, high [M, K] to 16 bits.
 
-    a: [P, steps, 6] int32, b: [Q, steps, 16 or 64], offset: [Q, spans, 16 or 64]. What rounding leaves out of `low`
-    stays in it; `error`: [M], receives the length of what it leaves out of `high`. As rows (a) tokens follow each
-    other; as columns (b) a patch row takes `pitch` >= W places, the rest staying zero, so that a shift of the flat
-    index never runs from one patch row into the next.
+    a: [panels, steps, 6] int32, b: [panels, steps, 16 or 64], offset: [panels, spans, 16 or 64]; scales: of both kinds.
+    What rounding leaves out of `low` stays in it; `error`: [M], receives the length of what it leaves out of `high`. As
+    rows (a) tokens follow each other; as columns (b) a patch row takes `pitch` places, the rest staying zero.
     """
-    M, C = low.shape
-    K = high.shape[1]
-    steps8 = C // 4
-    small, shorts = np.zeros(C, np.int8), np.zeros(2 * (a.shape[1] - steps8), np.int16)
-    raised = np.zeros(C, np.uint8)
+    steps8, cols, spans = low.shape[1] // 4, b.shape[2], offset.shape[1]
+    small, raised = np.zeros(low.shape[1], np.int8), np.zeros(low.shape[1], np.uint8)
+    shorts = np.zeros(2 * (a.shape[1] - steps8), np.int16)
     fours, raised_fours, pairs = small.view(np.int32), raised.view(np.int32), shorts.view(np.int32)
-    for m in range(M):
-        if C:
-            round8(low[m], scale8, top, small, raised)
-        if K:
-            error[m] = np.sqrt(round16(high[m], scale16, shorts[:K]))
+    for m in range(low.shape[0]):
+        round8(low[m], scales[0], top, small, raised)
+        error[m] = np.sqrt(round16(high[m], scales[1], shorts))
         n = m // W * pitch + m % W
-        cols = b.shape[2]
-        into_a, into_b = a[m // ROWS, :, m % ROWS], b[n // cols, :, n % cols]
+        row_panel, row, panel, column = m // ROWS, m % ROWS, n // cols, n % cols
         for k in range(steps8):
-            into_a[k] = raised_fours[k]
-            into_b[k] = fours[k]
+            a[row_panel, k, row], b[panel, k, column] = raised_fours[k], fours[k]
         for k in range(pairs.shape[0]):
-            into_a[steps8 + k] = pairs[k]
-            into_b[steps8 + k] = pairs[k]
-        for s in range(offset.shape[1]):
+            a[row_panel, steps8 + k, row] = pairs[k]
+            b[panel, steps8 + k, column] = pairs[k]
+        for s in range(spans):
             first, second = 0, 0
             for c in range(4 * SPAN * s, 4 * SPAN * (s + 1), 4):
-                first += np.int64(small[c]) + small[c + 1]
-                second += np.int64(small[c + 2]) + small[c + 3]
-            into = offset[n // cols, s]
-            into[n % cols] = -top * (first + second) if wide else _two(-top * first, -top * second)
-
-
-@njit(nogil=True, cache=True)
-def _two(first, second):
-    """Two 16-bit integers, wrapped around, in one of 32 bits."""
-    return np.int32(np.uint32(np.uint16(first & 0xFFFF)) | (np.uint32(np.uint16(second & 0xFFFF)) << np.uint32(16)))
+                first -= top * (np.int64(small[c]) + small[c + 1])
+                second -= top * (np.int64(small[c + 2]) + small[c + 3])
+            # two 16-bit sums, wrapped around, where AVX2 adds up in 16 bits
+            wide = first + second if cols == 64 else (first & 0xFFFF) | ((second & 0xFFFF) << 16)
+            offset[panel, s, column] = np.int32(wide)

@@ -1,163 +1,206 @@
-"""The CPU engine's layout of the patch grid, and the memory that its kernels work in."""
+"""The CPU engine's memory: what the kernels read of images, and what each thread works in."""
 
 from __future__ import annotations
 
-import weakref
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from threading import RLock
-from typing import Any
+from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 
-from musc.engines.cpu import boxes, products, search
+from musc.engines.cpu.boxes import CHUNK
+from musc.engines.cpu.products import COLS, COLS_WIDE, ROWS, SPAN
 
-CLIP = 4.6  # standard deviations of 8-bit values that their range holds
-CLIP_LIKELY = 5.6  # the same where precision is not "float32": no token is left that needs a full comparison
-DIRECTIONS = 64  # whose products take 16 bits
-
-
-class Spare:
-    """Memory that images and threads of earlier calls no longer use, for the next ones: a system may take longer to
-    hand out fresh memory than the work that is done in it. At most `most` bytes are kept."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.size, self.lock = most, 0, RLock()
-        self.pieces: defaultdict[int, list[np.ndarray]] = defaultdict(list)
-
-    def take(self, size: int) -> np.ndarray:
-        """Bytes of any content; they come back when no array lies in them any more."""
-        with self.lock:
-            if self.pieces[size]:
-                memory = self.pieces[size].pop()
-                self.size -= size
-            else:
-                memory = np.empty(size, np.uint8)
-        piece = np.frombuffer(memory.data, np.uint8)
-        weakref.finalize(piece, self.give, memory).atexit = False
-        return piece
-
-    def give(self, memory: np.ndarray) -> None:
-        with self.lock:
-            if self.size + memory.nbytes > self.most:  # what was kept is of another shape, or too much
-                self.pieces.clear()
-                self.size = 0
-            if memory.nbytes <= self.most:
-                self.pieces[memory.nbytes].append(memory)
-                self.size += memory.nbytes
+KEPT = 48  # candidates of a token; with more it is compared with all
+NOTHING = np.float32(-8)  # below any cosine
 
 
-SPARE = Spare(256 << 20)
+class Grid(NamedTuple):
+    """The patch grid as the kernels see it. n columns hold image b's tokens, `pitch` of them a patch row.
 
-
-def arrays(*kinds: tuple[tuple[int, ...], type]) -> list[np.ndarray]:
-    """Zeros of given shapes and types in one piece of memory."""
-    sizes = [-(-int(np.prod(shape)) * np.dtype(kind).itemsize // 64) * 64 for shape, kind in kinds]
-    piece = SPARE.take(sum(sizes) + 64)
-    ends = np.cumsum([-piece.ctypes.data % 64, *sizes]).tolist()
-    out: list[np.ndarray] = []
-    for (shape, kind), start in zip(kinds, ends[:-1], strict=True):
-        size = int(np.prod(shape)) * np.dtype(kind).itemsize
-        out.append(piece[start : start + size].view(kind).reshape(shape))
-        out[-1].fill(0)
-    return out
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The patch grid as the kernels see it: as columns, a patch row takes `pitch` places, the last ones empty, one
-    fewer than the widest neighbourhood reaches: `search` mends what that lets in.
-
-    wide: integers take AVX-512 VNNI. turn: two matrices [C, K], A and V, such that x - (x A) V^T turns a token so that
-    its first K coordinates lie along the directions that matter most; their products take 16-bit integers, the others'
-    8-bit ones. None: all take 16 bits, or float32 where `integer` is False. sure: margins bound every rounding
-    error, not just likely ones.
+    Of these the last ones are empty, as many as the widest neighbourhood reaches, so that a shift of the flat index
+    never runs from one patch row into the next.
     """
 
     H: int
     W: int
+    pitch: int
+    widest: int  # largest of `halves`
+    halves: np.ndarray  # [D] int64, (degree - 1) / 2
+    wider: np.ndarray  # [<= D] int64, degrees beyond 1 by size
+    place: np.ndarray  # [n] int64, the token of every column, or -1
+
+
+class Images(NamedTuple):
+    """S images. rows, columns, offset: raw tokens as integers, as `products.multiply` takes them."""
+
+    rows: np.ndarray  # [S, row panels, steps, 6] int32
+    columns: np.ndarray  # [S, column panels, steps, 16 or 64] int32
+    offset: np.ndarray  # [S, column panels, spans, 16 or 64] int32
+    ratio: np.ndarray  # [S] float32, scale of 16-bit integers / scale of 8-bit ones
+    unit: np.ndarray  # [S, D, M, C] float32, aggregated tokens of unit length
+    row_scale: np.ndarray  # [S, D, M] float32, turns box sums of integers into cosines, together with column_scale
+    row_margin: np.ndarray  # [S, D, M] float32, a bound of the error of those, together with column_margin
+    column_scale: np.ndarray  # [S, D, n]
+    column_margin: np.ndarray  # [S, D, n], NOTHING where no token is to be found
+    first: np.ndarray  # [S, D, M] int64, the first token that is equal
+
+
+class Buffers(NamedTuple):
+    """What one thread works in, for one pair after the other."""
+
+    gram: np.ndarray  # [rows in use, n], of the tokens of some patch rows of a, counted around its end
+    over_y: np.ndarray  # [D, 2 widest + 1, n], sums over y of a's tokens, for the x around one token
+    over_x: np.ndarray  # [n + guards], over x too
+    over_columns: np.ndarray  # [n + guards], over x of b's tokens too
+    zeros: np.ndarray  # [n], what lies beyond the border
+    upper: np.ndarray  # [n], cosines of one token of a, plus column_margin
+    marks: np.ndarray  # [n / 64] int64, a bit for each column that this token may be nearest to
+    tops: np.ndarray  # [n / 8 + 8], largest of `upper` among some columns, and of all
+    candidates: np.ndarray  # [KEPT] int64, columns that may be nearest to this token
+    bounds: np.ndarray  # [KEPT], of their cosines, from above
+    best: np.ndarray  # [D, n], largest cosine of every column so far, from below
+    rivals: np.ndarray  # [D, n, KEPT] int32, tokens of a that may be nearest to a column
+    rival_bounds: np.ndarray  # [D, n, KEPT], of their cosines, from above, column_margin left out
+    rival_counts: np.ndarray  # [D, n] int32, KEPT + 1: too many
+    winner: np.ndarray  # [D, M] int32, tokens of b nearest to those of a, or -1
+
+
+class BufferPool:
+    """Memory of earlier calls for the next ones: a system may take longer to hand out fresh memory than the work that
+    is done in it. At most `most` bytes are kept."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.size, self.lock = most, 0, Lock()
+        self.pieces: defaultdict[int, list[np.ndarray]] = defaultdict(list)
+
+    def take(self, size: int) -> np.ndarray:
+        """Bytes of any content."""
+        with self.lock:
+            if self.pieces[size]:
+                self.size -= size
+                return self.pieces[size].pop()
+        return np.empty(size, np.uint8)
+
+    def give(self, piece: np.ndarray) -> None:
+        """Hands a piece back, in which nobody may work any more."""
+        with self.lock:
+            if self.size + piece.nbytes > self.most:  # what was kept is of another size, or too much
+                self.pieces.clear()
+                self.size = 0
+            if piece.nbytes <= self.most:
+                self.pieces[piece.nbytes].append(piece)
+                self.size += piece.nbytes
+
+
+POOL = BufferPool(384 << 20)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How images of an H x W grid and C channels are laid out.
+
+    wide: integers take AVX-512 VNNI, not AVX2. rotation: two matrices [C, K], A and V, such that x - (x A) V^T rotates
+    a token so that its first K coordinates lie along the directions that matter most; their products take 16-bit
+    integers, the others' 8-bit ones. None: all take 16 bits. tolerance: of a distance; 0: margins bound every rounding
+    error, and not just likely ones.
+    """
+
+    H: int
+    W: int
+    C: int
     degrees: tuple[int, ...]
-    integer: bool
-    wide: bool = False
-    turn: tuple[np.ndarray, np.ndarray] | None = None
-    sure: bool = True
+    wide: bool
+    rotation: tuple[np.ndarray, np.ndarray] | None = None
+    tolerance: float = 0.0
 
     @cached_property
-    def halves(self) -> np.ndarray:
-        return np.array([(r - 1) // 2 for r in self.degrees], dtype=np.int64)
-
-    @cached_property
-    def widest(self) -> int:
-        return int(self.halves.max())
-
-    @cached_property
-    def pitch(self) -> int:
-        return self.W + self.widest - (self.W > 1 and self.widest > 0)
+    def grid(self) -> Grid:
+        halves = np.array([(r - 1) // 2 for r in self.degrees], dtype=np.int64)
+        widest = int(halves.max())
+        pitch = self.W + widest
+        y, x = np.divmod(np.arange(-(-self.H * pitch // CHUNK) * CHUNK), pitch)
+        place = np.where((x < self.W) & (y < self.H), y * self.W + x, -1)
+        wider = np.argsort(halves, kind="stable")[np.count_nonzero(halves == 0) :]
+        return Grid(self.H, self.W, pitch, widest, halves, wider, place)
 
     @property
-    def cols(self) -> int:
-        return products.COLS_WIDE if self.wide else products.COLS
+    def K(self) -> int:
+        """Channels whose products take 16 bits."""
+        return self.C if self.rotation is None else self.rotation[0].shape[1]
 
     @property
-    def clip(self) -> float:
-        return CLIP if self.sure else CLIP_LIKELY
+    def spans(self) -> int:
+        """Of the channels whose products take 8 bits."""
+        return -(-(self.C - self.K) // (4 * SPAN))
 
-    @property
-    def top8(self) -> int:
-        return products.TOP8_WIDE if self.wide else products.TOP8
+    def _images(self, S: int) -> list[tuple[tuple[int, ...], type]]:
+        D, M, n = len(self.degrees), self.H * self.W, len(self.grid.place)
+        cols = COLS_WIDE if self.wide else COLS
+        panels, steps = -(-self.H * self.grid.pitch // cols), self.spans * SPAN + (self.K + 1) // 2
+        return [
+            ((S, -(-M // ROWS), steps, ROWS), np.int32),
+            ((S, panels, steps, cols), np.int32),
+            ((S, panels, self.spans, cols), np.int32),
+            ((S,), np.float32),
+            ((S, D, M, self.C), np.float32),
+            *[((S, D, M), np.float32)] * 2,
+            *[((S, D, n), np.float32)] * 2,
+            ((S, D, M), np.int64),
+        ]  # type: ignore[return-value]
 
-    @cached_property
-    def n(self) -> int:
-        return -(-self.H * self.pitch // boxes.CHUNK) * boxes.CHUNK
+    def _buffers(self) -> list[tuple[tuple[int, ...], type]]:
+        D, n, widest = len(self.degrees), len(self.grid.place), self.grid.widest
+        stripes = 1 + -(-2 * widest // ROWS)  # of six patch rows
+        guarded = n + 2 * widest * (self.grid.pitch + 1)
+        shapes = [(stripes * ROWS * self.W, n), (D, 2 * widest + 1, n), (guarded,), (guarded,), (n,), (n,)]
+        return [
+            *[(shape, np.float32) for shape in shapes],
+            ((n // CHUNK,), np.int64),
+            ((n // 8 + 8,), np.float32),
+            ((KEPT,), np.int64),
+            ((KEPT,), np.float32),
+            ((D, n), np.float32),
+            ((D, n, KEPT), np.int32),
+            ((D, n, KEPT), np.float32),
+            ((D, n), np.int32),
+            ((D, self.H * self.W), np.int32),
+        ]  # type: ignore[return-value]
 
-    @cached_property
-    def place(self) -> np.ndarray:
-        """The token of every column, or -1."""
-        y, x = np.divmod(np.arange(self.n), self.pitch)
-        return np.where((x < self.W) & (y < self.H), y * self.W + x, -1)
+    def bytes_per_image(self) -> int:
+        return _size(self._images(1))
 
-    def operands(self, C: int) -> list[tuple[tuple[int, ...], type]]:
-        """Shapes and types of an image's rows, columns and offset as `products.products` takes them."""
-        steps, spans = 0, 0
-        if self.turn is not None:
-            K = self.turn[0].shape[1]
-            spans = -(-(C - K) // (4 * products.SPAN))
-            steps, C = spans * products.SPAN, K
-        steps += (C + 1) // 2
-        M, panels = self.H * self.W * self.integer, -(-self.H * self.pitch // self.cols) * self.integer
-        shapes = (-(-M // products.ROWS), steps, products.ROWS), (panels, steps, self.cols), (panels, spans, self.cols)
-        return [(shape, np.int32) for shape in shapes]
+    def bytes_per_thread(self) -> int:
+        return _size(self._buffers()) + 2 * 4 * self.H * self.W * (2 * self.C + 4 * SPAN)  # and rooms to prepare images
 
-    def workspace(self, C: int) -> tuple[np.ndarray, ...]:
-        """For an image in preparation: raw tokens, then room for their coordinates: the most, and twice the first."""
-        shapes = (M := self.H * self.W, C), (M, C + 4 * products.SPAN), (M, DIRECTIONS), (M, DIRECTIONS)
-        return tuple(arrays(*[(shape, np.float32) for shape in shapes]))
+    def images(self, S: int) -> tuple[Images, np.ndarray]:
+        """Room for S images, and the memory it lies in."""
+        arrays, memory = _arrays(self._images(S))
+        for array in arrays[:3]:
+            array.fill(0)  # what lies beyond the border
+        return Images(*arrays), memory
 
-    def scratch(self, C: int) -> tuple[Any, ...]:
-        """One thread's buffers: Gram rows in use, what `search.rows` needs, every column's candidates; a workspace."""
-        D, n, widest = len(self.degrees), self.n, self.widest
-        stripes = 1 + -(-2 * widest // products.ROWS)  # of six patch rows
-        guarded = n + 2 * widest * (self.pitch + 1)
-        real = [
-            (stripes * products.ROWS * self.W, n),
-            (D, 2 * widest + 1, n),
-            (guarded,),
-            (guarded,),
-            (n,),
-            (n,),
-            (n // 8 + 8,),
-            (D, n),
-        ]
-        lists = [((D, size, search.KEPT), kind) for size in (self.H * self.W, n) for kind in (np.int32, np.float32)]
-        counts = [((D, size), np.int32) for size in (self.H * self.W, n)]
-        found = arrays(
-            *[(shape, np.float32) for shape in real],
-            *[((n // boxes.CHUNK,), kind) for kind in (np.int64, np.uint8)],
-            *lists,
-            *counts,
-        )
-        ring, sums, across, along, zeros, values, tops, best, marks, hits, *found = found
-        buffers = sums, across, along, zeros, values, marks, tops, hits
-        candidates = best, (found[0], found[1], found[4]), (found[2], found[3], found[5])
-        return ring, buffers, candidates, self.workspace(C)
+    def buffers(self) -> tuple[Buffers, np.ndarray]:
+        """One thread's buffers, and the memory they lie in."""
+        arrays, memory = _arrays(self._buffers())
+        for array in arrays[:5]:
+            array.fill(0)
+        return Buffers(*arrays), memory
+
+
+def _size(kinds: list[tuple[tuple[int, ...], type]]) -> int:
+    return sum(-(-int(np.prod(shape)) * np.dtype(kind).itemsize // 64) * 64 for shape, kind in kinds) + 64
+
+
+def _arrays(kinds: list[tuple[tuple[int, ...], type]]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Arrays of given shapes and types in one piece of memory, at multiples of 64 bytes."""
+    memory = POOL.take(_size(kinds))
+    at = -memory.ctypes.data % 64
+    out: list[np.ndarray] = []
+    for shape, kind in kinds:
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        out.append(memory[at : at + size].view(kind).reshape(shape))
+        at += -(-size // 64) * 64
+    return out, memory

@@ -1,14 +1,14 @@
-"""The CPU engine's products of two images' tokens in integers, compiled by numba.
-
-`products` and `products_wide` alone need a particular processor (AVX2, AVX-512 VNNI); they are compiled only where they
-are called.
-"""
+"""The CPU engine's products of two images' tokens in integers, by instructions of AVX2 or of AVX-512 VNNI."""
 
 from __future__ import annotations
 
-from llvmlite import ir
-from numba import njit, types
+from functools import lru_cache
+
+from llvmlite import binding, ir
+from numba import types
 from numba.extending import intrinsic
+
+from musc.engines.cpu.compiling import kernel
 
 ROWS = 6  # of a register tile
 COLS, COLS_WIDE = 16, 64  # of it: 12 of 16 registers of 8 integers hold its sums, 24 of 32 registers of 16
@@ -17,45 +17,53 @@ TOP8 = 90  # of an 8-bit integer: (90 + 90) * 90 * 2 is the most that VPMADDUBSW
 TOP8_WIDE = 127  # VPDPBUSD adds in 32 bits
 LANE = 181.0  # of the length of what one 16-bit sum holds of a token: 181^2 < 2^15
 
-_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_I8x32, _I16x16, _I32x8 = ir.VectorType(_I8, 32), ir.VectorType(_I16, 16), ir.VectorType(_I32, 8)
-_F32, _I32x16 = ir.FloatType(), ir.VectorType(_I32, 16)
-_F32x8 = ir.VectorType(_F32, 8)
+
+@lru_cache
+def has_wide_products() -> bool:
+    """True where the processor has AVX-512's products of integers."""
+    features = binding.get_host_cpu_features()
+    return all(features.get(name) for name in ("avx2", "avx512bw", "avx512vnni"))
 
 
-def _load(builder, address, offset, kind, align=4):
-    pointer = builder.inttoptr(builder.add(address, _I64(offset)), kind.as_pointer())
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+I8x32, I16x16, I32x8 = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)
+F32, I32x16 = ir.FloatType(), ir.VectorType(I32, 16)
+F32x8 = ir.VectorType(F32, 8)
+
+
+def load(builder, address, offset, kind, align=4):
+    pointer = builder.inttoptr(builder.add(address, I64(offset)), kind.as_pointer())
     value = builder.load(pointer)
     value.align = align
     return value
 
 
-def _store(builder, value, address, offset):
-    builder.store(value, builder.inttoptr(builder.add(address, _I64(offset)), value.type.as_pointer())).align = 4
+def store(builder, value, address, offset):
+    builder.store(value, builder.inttoptr(builder.add(address, I64(offset)), value.type.as_pointer())).align = 4
 
 
-def _same(builder, scalar, vector):
+def same(builder, scalar, vector):
     """A vector of equal elements."""
-    single = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, _I32(0))
-    return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count))
+    single = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, I32(0))
+    return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count))
 
 
-def _larger(builder, a, b):
+def larger(builder, a, b):
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-class _Loop:
+class Loop:
     """A counted loop of LLVM instructions; `values` holds what it carries, and its end values afterwards."""
 
     def __init__(self, builder, count, start, name):
         self.builder, self.count = builder, count
         entry = builder.block
         self.body, self.done = builder.append_basic_block(name), builder.append_basic_block(name + ".done")
-        some = builder.icmp_signed(">", count, _I64(0))
+        some = builder.icmp_signed(">", count, I64(0))
         builder.cbranch(some, self.body, self.done)
         builder.position_at_end(self.body)
-        self.at = builder.phi(_I64)
-        self.at.add_incoming(_I64(0), entry)
+        self.at = builder.phi(I64)
+        self.at.add_incoming(I64(0), entry)
         self.values = [builder.phi(value.type) for value in start]
         for phi, value in zip(self.values, start, strict=True):
             phi.add_incoming(value, entry)
@@ -63,7 +71,7 @@ class _Loop:
 
     def end(self, new):
         builder = self.builder
-        following = builder.add(self.at, _I64(1))
+        following = builder.add(self.at, I64(1))
         last = builder.block
         builder.cbranch(builder.icmp_signed("<", following, self.count), self.body, self.done)
         self.at.add_incoming(following, last)
@@ -87,22 +95,22 @@ class _Avx2:
     def __init__(self, builder):
         self.builder = builder
         declare = builder.module.declare_intrinsic
-        self.madd = declare("llvm.x86.avx2.pmadd.wd", (), ir.FunctionType(_I32x8, [_I16x16, _I16x16]))
-        self.madd8 = declare("llvm.x86.avx2.pmadd.ub.sw", (), ir.FunctionType(_I16x16, [_I8x32, _I8x32]))
+        self.madd = declare("llvm.x86.avx2.pmadd.wd", (), ir.FunctionType(I32x8, [I16x16, I16x16]))
+        self.madd8 = declare("llvm.x86.avx2.pmadd.ub.sw", (), ir.FunctionType(I16x16, [I8x32, I8x32]))
 
     def start(self, total, offset):
-        return self.builder.bitcast(offset, _I16x16)
+        return self.builder.bitcast(offset, I16x16)
 
     def step8(self, total, a, b):
-        a, b = (self.builder.bitcast(x, _I8x32) for x in (a, b))
+        a, b = (self.builder.bitcast(x, I8x32) for x in (a, b))
         return self.builder.add(total, self.builder.call(self.madd8, [a, b]))
 
     def carry(self, total, sums):
-        ones = ir.Constant(_I16x16, [1] * 16)
+        ones = ir.Constant(I16x16, [1] * 16)
         return self.builder.add(total, self.builder.call(self.madd, [sums, ones]))
 
     def step16(self, total, a, b):
-        a, b = (self.builder.bitcast(x, _I16x16) for x in (a, b))
+        a, b = (self.builder.bitcast(x, I16x16) for x in (a, b))
         return self.builder.add(total, self.builder.call(self.madd, [a, b]))
 
 
@@ -113,7 +121,7 @@ class _Avx512:
 
     def __init__(self, builder):
         self.builder = builder
-        declare, kind = builder.module.declare_intrinsic, ir.FunctionType(_I32x16, [_I32x16] * 3)
+        declare, kind = builder.module.declare_intrinsic, ir.FunctionType(I32x16, [I32x16] * 3)
         self.dot8 = declare("llvm.x86.avx512.vpdpbusd.512", (), kind)
         self.dot16 = declare("llvm.x86.avx512.vpdpwssd.512", (), kind)
 
@@ -133,10 +141,10 @@ class _Avx512:
 def _each_product(builder, step, a_at, b_at, sums, kind):
     """step(sum, six broadcast words of a, words of b) for every one of the sums."""
     vectors = len(sums) // ROWS
-    columns = [_load(builder, b_at, 4 * kind.count * v, kind) for v in range(vectors)]
+    columns = [load(builder, b_at, 4 * kind.count * v, kind) for v in range(vectors)]
     new = []
     for row in range(ROWS):
-        word = _same(builder, _load(builder, a_at, 4 * row, _I32), kind)
+        word = same(builder, load(builder, a_at, 4 * row, I32), kind)
         new += [step(sums[vectors * row + v], word, columns[v]) for v in range(vectors)]
     return new
 
@@ -153,34 +161,36 @@ def _tile(unit):
         return types.void(*[types.intp] * 7, types.float32), codegen
 
     def codegen(context, builder, signature, args):
+        if unit is _Avx512 and not has_wide_products():
+            return context.get_dummy_value()  # never reached, and not to be compiled
         a, b, offset, out, stride, spans, steps, ratio = args
         do, vectors, step = unit(builder), unit.vectors, 4 * unit.lanes * unit.vectors
-        whole, real = ir.VectorType(_I32, unit.lanes), ir.VectorType(_F32, unit.lanes)
+        whole, real = ir.VectorType(I32, unit.lanes), ir.VectorType(F32, unit.lanes)
         places = [(row, 4 * unit.lanes * v) for row in range(ROWS) for v in range(vectors)]
         zeros = [ir.Constant(whole, [0] * unit.lanes)] * len(places)
-        outer = _Loop(builder, spans, zeros, "spans")
-        offset_at = builder.add(offset, builder.mul(outer.at, _I64(step)))
-        starts = [_load(builder, offset_at, at, whole) for _, at in places[:vectors]] * ROWS
-        a_span = builder.add(a, builder.mul(outer.at, _I64(SPAN * 4 * ROWS)))
-        b_span = builder.add(b, builder.mul(outer.at, _I64(SPAN * step)))
-        inner = _Loop(builder, _I64(SPAN), list(map(do.start, outer.values, starts)), "steps8")
-        a_at = builder.add(a_span, builder.mul(inner.at, _I64(4 * ROWS)))
-        b_at = builder.add(b_span, builder.mul(inner.at, _I64(step)))
+        outer = Loop(builder, spans, zeros, "spans")
+        offset_at = builder.add(offset, builder.mul(outer.at, I64(step)))
+        starts = [load(builder, offset_at, at, whole) for _, at in places[:vectors]] * ROWS
+        a_span = builder.add(a, builder.mul(outer.at, I64(SPAN * 4 * ROWS)))
+        b_span = builder.add(b, builder.mul(outer.at, I64(SPAN * step)))
+        inner = Loop(builder, I64(SPAN), list(map(do.start, outer.values, starts)), "steps8")
+        a_at = builder.add(a_span, builder.mul(inner.at, I64(4 * ROWS)))
+        b_at = builder.add(b_span, builder.mul(inner.at, I64(step)))
         sums = inner.end(_each_product(builder, do.step8, a_at, b_at, inner.values, whole))
         low = outer.end(list(map(do.carry, outer.values, sums)))
-        factor = _same(builder, ratio, real)
-        row_at = [builder.add(out, builder.mul(stride, _I64(row))) for row in range(ROWS)]
+        factor = same(builder, ratio, real)
+        row_at = [builder.add(out, builder.mul(stride, I64(row))) for row in range(ROWS)]
         for (row, at), value in zip(places, low, strict=True):  # parked there while the registers hold the other sums
-            _store(builder, builder.fmul(builder.sitofp(value, real), factor), row_at[row], at)
-        a_high = builder.add(a, builder.mul(spans, _I64(SPAN * 4 * ROWS)))
-        b_high = builder.add(b, builder.mul(spans, _I64(SPAN * step)))
-        loop = _Loop(builder, steps, zeros, "steps16")
-        a_at = builder.add(a_high, builder.mul(loop.at, _I64(4 * ROWS)))
-        b_at = builder.add(b_high, builder.mul(loop.at, _I64(step)))
+            store(builder, builder.fmul(builder.sitofp(value, real), factor), row_at[row], at)
+        a_high = builder.add(a, builder.mul(spans, I64(SPAN * 4 * ROWS)))
+        b_high = builder.add(b, builder.mul(spans, I64(SPAN * step)))
+        loop = Loop(builder, steps, zeros, "steps16")
+        a_at = builder.add(a_high, builder.mul(loop.at, I64(4 * ROWS)))
+        b_at = builder.add(b_high, builder.mul(loop.at, I64(step)))
         high = loop.end(_each_product(builder, do.step16, a_at, b_at, loop.values, whole))
         for (row, at), value in zip(places, high, strict=True):
-            parked = _load(builder, row_at[row], at, real)
-            _store(builder, builder.fadd(parked, builder.sitofp(value, real)), row_at[row], at)
+            parked = load(builder, row_at[row], at, real)
+            store(builder, builder.fadd(parked, builder.sitofp(value, real)), row_at[row], at)
         return context.get_dummy_value()
 
     return intrinsic(tile)
@@ -189,30 +199,23 @@ def _tile(unit):
 _tile_avx2, _tile_avx512 = _tile(_Avx2), _tile(_Avx512)
 
 
-@njit(nogil=True, cache=True)
-def products(a, b, offset, ratio, ring, first, last):
-    """Gram rows of the panels first..last of image a with all of image b, into rows of `ring` (modulo its length).
+@kernel
+def multiply(a, b, offset, ratio, gram, first, last):
+    """Gram rows of the panels first..last of image a with all of image b, into rows of `gram` (modulo its length).
 
     a: [panels, steps, 6] int32, of which SPAN * spans steps are four 8-bit integers and the others two 16-bit ones; b:
-    [panels, steps, 16]; offset: [panels of b, spans, 16] int32; ring: [rows, n] float32.
+    [panels, steps, 16 or 64]; offset: [panels of b, spans, 16 or 64] int32; gram: [rows, n] float32.
     """
-    spans, stride = offset.shape[1], ring.strides[0]
+    spans, stride, R = offset.shape[1], gram.strides[0], gram.shape[0]
     steps = a.shape[1] - SPAN * spans
     for q in range(b.shape[0]):
         b_at, offset_at = b.ctypes.data + q * b.strides[0], offset.ctypes.data + q * offset.strides[0]
+        row = first * ROWS % R
         for p in range(first, last):
-            out = ring.ctypes.data + ((p * ROWS) % ring.shape[0]) * stride + q * b.strides[1]
+            a_at, out = a.ctypes.data + p * a.strides[0], gram.ctypes.data + row * stride + q * b.strides[1]
             # numba supplies the typing context, which mypy takes for the first argument
-            _tile_avx2(a.ctypes.data + p * a.strides[0], b_at, offset_at, out, stride, spans, steps, ratio)
-
-
-@njit(nogil=True, cache=True)
-def products_wide(a, b, offset, ratio, ring, first, last):
-    """As `products`, where the processor has AVX-512 VNNI; b: [panels, steps, 64], offset: [panels, spans, 64]."""
-    spans, stride = offset.shape[1], ring.strides[0]
-    steps = a.shape[1] - SPAN * spans
-    for q in range(b.shape[0]):
-        b_at, offset_at = b.ctypes.data + q * b.strides[0], offset.ctypes.data + q * offset.strides[0]
-        for p in range(first, last):
-            out = ring.ctypes.data + ((p * ROWS) % ring.shape[0]) * stride + q * b.strides[1]
-            _tile_avx512(a.ctypes.data + p * a.strides[0], b_at, offset_at, out, stride, spans, steps, ratio)
+            if b.shape[2] == COLS_WIDE:
+                _tile_avx512(a_at, b_at, offset_at, out, stride, spans, steps, ratio)
+            else:
+                _tile_avx2(a_at, b_at, offset_at, out, stride, spans, steps, ratio)
+            row = row + ROWS if row + ROWS < R else 0

@@ -1,144 +1,208 @@
-"""The GPU engine: half-precision products fused with their row and column maxima, winners measured in float32.
+"""The GPU engine: half-precision products fused with the maxima of their rows and columns, winners taken in float32.
 
-One product per degree, unlike the CPU engine's one Gram matrix for all: on tensor cores products are the cheap part.
-For M = 1369, C = 1024 a product is 2 M^2 C = 3.8 GFLOP, some 5 us at an assumed 750 TFLOP/s, and fused with its maxima
-nothing of size M^2 leaves the registers. A Gram matrix shared by degrees would have to be box-filtered in four
-dimensions, with every pass of sums through memory or shared memory. That is an estimate: neither way was timed on a
-GPU yet (`python -m benchmarks.gpu` does).
+One product per degree, unlike the CPU engine's one Gram matrix for all: on tensor cores products are the cheap part,
+and fused with its maxima nothing of size M^2 leaves the registers.
 
-One stream: each launch has thousands of programs and fills the device by itself.
+Three kernels. `aggregate` prepares images. Then, launch by launch, `tile_maxima` multiplies some images with some
+others as one large matrix and keeps, of every row and of every column, the two largest cosines in each sub-tile of 32
+or 16; and `nearest_distances` measures in float32, as || a - b ||, each token that may be the nearest.
 
-Accuracy: every distance is a true float32 distance to a patch of the other image, so never below the minimum but for
-float32's own rounding. Rounding unit vectors with unit roundoff u (2^-9 bfloat16, 2^-12 float16) moves a cosine by at
-most 2u (Cauchy-Schwarz), so the winner's squared distance exceeds the minimum by at most 8u in the worst case, and in
-practice by far less: rounding errors of C channels nearly cancel. The winners of all tiles within that margin of the
-largest cosine are compared in float32; only two candidates in one tile can still be confused.
+The distances are those of float32, whatever the rounding of the products. Let a, b be unit tokens as float32 holds
+them, a' and b' in half precision, e_a = || a - a' || and e_b = || b - b' || (measured, not bounded). Then
+
+    | <a, b> - <a', b'> |  =  | <a - a', b> + <a', b - b'> |  <=  e_a || b || + e_b || a' ||  <=  1.01 (e_a + e_b).
+
+A sum of C products in float32 is off by at most C 2^-23 sum_k |a'_k b'_k| <= 1.01 C 2^-23, in any order and also where
+the additions cut instead of rounding; a key is off by 2^-18. Ranking by the cosine instead of the distance,
+|| a - b ||^2 / 2 = (|| a ||^2 + || b ||^2) / 2 - <a, b>, is off by n_b = | || b ||^2 - 1 | / 2: nothing, but for tokens
+of zeros. With E the sum of these, the nearest token's cosine comes out within the margin 2 E of the largest. Everything
+within it is measured: of a sub-tile its best, and all its tokens where its second best is within the margin as well.
+So no nearer token is missed. With C = 1024, e is about 2e-4 and the margin 1.1e-3.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from musc import lnamd
-from musc.engines.pairs import Plan
+from musc.engines.gpu.tiles import (
+    BLOCK,
+    Tile,
+    automatic_block,
+    bytes_needed,
+    chunk_images,
+    default_tile,
+    power_of_two,
+)
+from musc.engines.gpu.tokens import Held
+from musc.engines.pairs import Plan, plan_pool
 from musc.errors import ConfigError
 
-CHUNK = 32  # pairs per launch: enough programs to fill the device, partial maxima of 23 MB for a ViT-L
-AT_ONCE = 8  # images aggregated together
-SHARE = 0.8  # of the free memory that may be taken: the allocator rounds up
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-ROUNDOFF = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
+
+@functools.cache
+def available(device: torch.device, grid: tuple[int, int], C: int, degrees: tuple[int, ...]) -> bool:
+    """True where the kernels compile and run: tensor cores of Ampere or newer, and triton; warns where they do not.
+
+    It compiles what images of that size need, on two and on three of them.
+    """
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    if importlib.util.find_spec("triton") is None:
+        return False
+    M = grid[0] * grid[1]
+    try:
+        image = torch.randn(M, C, device=device, generator=torch.Generator(device).manual_seed(0))
+        for N in (2, 3):  # all pairs of a launch are wanted, and some are
+            out = torch.empty(len(degrees), N, N - 1, M, device=device)
+            stage_distances(lambda p: image, plan_pool(N), degrees, grid, N, out, lambda n: None)
+            if out.any():
+                raise ArithmeticError("a wrong distance")
+    except ConfigError:  # memory is full, which no other way through this would mend
+        raise
+    except Exception as error:  # of many kinds: no C compiler, no driver library, a GPU newer than triton
+        warnings.warn(
+            f"GPU: triton's kernels cannot compile here, or not run ({error!s:.300}): taking slower products of torch.",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Rows, columns and channels of a tile, and how it is run. 128 x 128 wastes least of M = 1369 (5 %)."""
+class Region:
+    """The pairs of a launch: images a, held from slot_a on, against images b; dense: all of these pairs are wanted."""
 
-    rows: int = 128
-    cols: int = 128
-    channels: int = 64
-    warps: int = 8
-    stages: int = 4
-    winners: int = 4  # tokens per program of the second kernel
+    a: range
+    b: range
+    slot_a: int
+    slot_b: int
+    pairs: int
 
-
-TILE = Tile()
-
-
-def default_tile(device: torch.device) -> Tile:
-    """TILE, with four stages (128 KiB) in flight only where a multiprocessor has as much shared memory."""
-    roomy = device.type != "cuda" or torch.cuda.get_device_capability(device) in ((8, 0), (9, 0), (10, 0), (10, 3))
-    return TILE if roomy else replace(TILE, stages=2)
+    @property
+    def dense(self) -> bool:
+        return self.pairs == len(self.a) * len(self.b)
 
 
-def available(device: torch.device) -> bool:
-    """True where triton is installed and the GPU has bfloat16 tensor cores (Ampere or newer)."""
-    return (
-        device.type == "cuda"
-        and importlib.util.find_spec("triton") is not None
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
+def regions(left: np.ndarray, a: range, b: range, slot_a: int, slot_b: int, side: int) -> Iterator[Region]:
+    """The launches of block a against block b for the pairs that are still `left` [P, P]."""
+    for i in range(a.start, a.stop, side):
+        for p in range(b.start, b.stop, side):
+            part = left[i : min(i + side, a.stop), p : min(p + side, b.stop)]
+            if part.any():
+                rows, cols = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+                images, others = range(i + rows[0], i + rows[-1] + 1), range(p + cols[0], p + cols[-1] + 1)
+                slots = slot_a + images.start - a.start, slot_b + others.start - b.start
+                yield Region(images, others, *slots, pairs=int(part.sum()))
 
 
-def bytes_needed(D: int, M: int, C: int) -> tuple[int, int]:
-    """Bytes per image held (float32, and 16 bits) with its share of aggregation, and per pair of a launch."""
-    image = D * M * (4 * C + 2 * -(-C // TILE.channels) * TILE.channels)
-    partials = 8 * D * M * (-(-M // TILE.rows) - (-M // TILE.cols))
-    return image, partials + 8 * D * M + 32
-
-
-def automatic_block(device: torch.device, P: int, D: int, M: int, C: int) -> int:
-    """Images of a block, of which two are held, that the free memory has room for: at least 1, at most half of P."""
-    if device.type != "cuda":
-        return 8
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, unused
-    image, pair = bytes_needed(D, M, C)
-    room = SHARE * free - CHUNK * pair - AT_ONCE * 6 * 4 * M * C  # aggregation: LayerNorm, two layouts, pool, norm
-    return max(1, min(int(room // (2 * image)), -(-P // 2)))
-
-
-class Held:
-    """The aggregated tokens of at most `count` images on the device, in float32 and in half precision."""
-
-    def __init__(self, count: int, like: Tensor, degrees: Sequence[int], grid: tuple[int, int], dtype: torch.dtype):
-        M, C = like.shape
-        padded = -(-C // TILE.channels) * TILE.channels  # zeros change no product
-        self.degrees, self.grid = degrees, grid
-        self.exact = torch.empty(count, len(degrees), M, C, device=like.device)
-        self.half = torch.zeros(count, len(degrees), M, padded, dtype=dtype, device=like.device)
-        self.slot: dict[int, int] = {}
-
-    def hold(self, needed: set[int], image: Callable[[int], Tensor]) -> None:
-        """Makes `needed` the images held; those already there are kept."""
-        self.slot = {p: s for p, s in self.slot.items() if p in needed}
-        free = sorted(set(range(len(self.exact))) - set(self.slot.values()))
-        missing = sorted(needed - set(self.slot))
-        C = self.exact.shape[-1]
-        for start in range(0, len(missing), AT_ONCE):
-            some = missing[start : start + AT_ONCE]
-            slots = free[start : start + len(some)]
-            tokens = torch.stack([image(p).float() for p in some])
-            for d, degree in enumerate(self.degrees):
-                aggregated = lnamd.aggregate(tokens, degree, grid=self.grid)
-                for s, unit in zip(slots, aggregated, strict=True):
-                    self.exact[s, d] = unit
-                    self.half[s, d, :, :C] = unit
-            self.slot |= dict(zip(some, slots, strict=True))
-
-
-def nearest(held: Held, a: Tensor, b: Tensor, margin: float, tile: Tile = TILE) -> tuple[Tensor, Tensor]:
-    """Distances of the images in slots a [n] to those in slots b [n], and the reverse: [n, D, M] each."""
+def largest_cosines(held: Held, wanted: Tensor, region: Region, tile: Tile) -> tuple[Tensor, ...]:
+    """The keys of `kernels.tile_maxima` of a region: best and second of rows, then of columns. wanted: [P, P] bytes."""
     from musc.engines.gpu import kernels
 
-    n = len(a)
-    _, D, M, C = held.exact.shape
-    rows, cols = -(-M // tile.rows), -(-M // tile.cols)
+    D, S, M, C = held.half.shape
+    r, A, B = region, len(region.a), len(region.b)
 
-    def empty(tiles: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(n, D, tiles, M, dtype=dtype, device=a.device)
+    def keys(rows: int, cols: int) -> Tensor:
+        return torch.empty(D, rows, cols, dtype=torch.int32, device=held.half.device)
 
-    row_best, row_arg = empty(cols, torch.float32), empty(cols, torch.int32)
-    col_best, col_arg = empty(rows, torch.float32), empty(rows, torch.int32)
-    kernels.tile_maxima[(rows * cols * n * D,)](
-        held.half, a, b, row_best, row_arg, col_best, col_arg, D, M, held.half.shape[-1],
-        BM=tile.rows, BN=tile.cols, BK=tile.channels, WIDEN=a.device.type == "cpu",
+    found = (
+        *(keys(A * M, B * M // tile.sub_cols) for _ in range(2)),
+        *(keys(B * M, A * M // tile.sub_rows) for _ in range(2)),
+    )
+    half = [held.half.view(-1, C)] * 2
+    if tile.descriptor:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        half = [TensorDescriptor.from_tensor(half[0], [n, tile.channels]) for n in (tile.rows, tile.cols)]
+    programs = D * -(-A * M // tile.rows) * -(-B * M // tile.cols)
+    if tile.resident:
+        programs = min(programs, tile.resident * torch.cuda.get_device_properties(wanted.device).multi_processor_count)
+    kernels.tile_maxima[(programs,)](
+        *half, wanted, *found,
+        D, S, A, B, r.slot_a, r.slot_b, r.a.start, r.b.start, len(wanted), M // BLOCK, C // tile.channels,
+        BM=tile.rows, BN=tile.cols, BK=tile.channels, SUB_ROWS=tile.sub_rows, SUB_COLS=tile.sub_cols, GROUP=tile.group,
+        DESCRIPTOR=tile.descriptor, PERSISTENT=tile.resident > 0, DENSE=r.dense,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    found = []
-    for mine, other, best, arg in ((a, b, row_best, row_arg), (b, a, col_best, col_arg)):
-        out = torch.empty(n, D, M, device=a.device)
-        kernels.winners[(-(-M // tile.winners) * n * D,)](
-            held.exact, mine, other, best, arg, out, margin, D, M, C, best.shape[2],
-            ROWS=tile.winners, BC=256, num_warps=2,
+    return found
+
+
+def slack(C: int) -> float:
+    """Bound of a cosine's error beside that of its operands: accumulation, and the key's and the norms' rounding."""
+    return 1.1 * C * 2.0**-23 + 2.0**-16
+
+
+def measure(
+    held: Held, keys: tuple[Tensor, ...], region: Region, out: Tensor, upper: Tensor, lower: Tensor, tile: Tile
+) -> None:
+    """Writes the distances of a region into out [D, ...], both ways, from the keys of `largest_cosines`.
+
+    upper: [A, B], where in out[d] the M distances of image a seen from b start, -1 for nowhere; lower: [B, A], the
+    reverse.
+    """
+    from musc.engines.gpu import kernels
+
+    D, S, M, C = held.exact.shape
+    r, blocks = region, held.half.shape[2] // BLOCK
+    ways = (
+        (keys[0], keys[1], upper, r.slot_a, r.slot_b, tile.sub_cols),
+        (keys[2], keys[3], lower, r.slot_b, r.slot_a, tile.sub_rows),
+    )
+    for best, second, start, slot, other_slot, sub in ways:
+        A, B = start.shape
+        kernels.nearest_distances[(D * A * -(-M // tile.tokens),)](
+            held.exact, held.error, best, second, start, out, out.stride(0), slack(C),
+            S, A, B, slot, other_slot, *start.stride(), M, blocks,
+            C=C, TOKENS=tile.tokens, PARTNERS=tile.partners, SUBS=power_of_two(blocks * (BLOCK // sub)), SUB=sub,
+            BC=min(tile.refine_channels, power_of_two(C)), num_warps=tile.refine_warps,
         )  # fmt: skip
-        found.append(out)
-    return found[0], found[1]
+
+
+class Writer:
+    """Brings distances into out [D, N, J, M]: where that lies on the same device the kernel itself writes there.
+
+    slots: two [P, P], the row of `out` for image i seen from p, and for p seen from i, of the pairs i < p that are
+    `left`; -1: none.
+    """
+
+    def __init__(self, out: Tensor, plan: Plan, left: np.ndarray, device: torch.device):
+        self.out, pairs = out, torch.from_numpy(left)
+        slot = torch.full((plan.P, plan.P), -1)
+        slot[: plan.N] = plan.slot
+        self.wanted = pairs.to(device, torch.uint8)
+        self.slots = torch.where(pairs, slot, -1), torch.where(pairs.T, slot, -1)
+        self.starts: list[Tensor] = []
+        if out.device == device and out.dtype == torch.float32 and out.stride(3) == 1:
+            images = torch.arange(plan.P)[:, None] * out.stride(1)
+            self.starts = [torch.where(s >= 0, images + s * out.stride(2), -1).to(device) for s in self.slots]
+
+    def write(self, held: Held, keys: tuple[Tensor, ...], region: Region, tile: Tile) -> None:
+        """The distances of a region, from the keys of `largest_cosines`."""
+        a, b = (slice(images.start, images.stop) for images in (region.a, region.b))
+        if self.starts:
+            measure(held, keys, region, self.out, self.starts[0][a, b], self.starts[1][b, a], tile)
+            return
+        D, _, M, _ = held.exact.shape
+        slots = self.slots[0][a, b], self.slots[1][b, a]
+        number = torch.cat([s.flatten() >= 0 for s in slots]).cumsum(0) - 1  # in `found`, of what is wanted
+        found = torch.empty(D, int(number[-1]) + 1, M, device=held.exact.device)
+        n = slots[0].numel()
+        starts = [
+            torch.where(s >= 0, numbers.view_as(s) * M, -1)
+            for s, numbers in zip(slots, (number[:n], number[n:]), strict=True)
+        ]
+        measure(held, keys, region, found, starts[0].to(found.device), starts[1].to(found.device), tile)
+        for s, start, images in zip(slots, starts, (region.a, region.b), strict=True):
+            i, p = (s >= 0).nonzero(as_tuple=True)
+            values = found[:, (start[i, p] // M).to(found.device)]
+            self.out[:, (i + images.start).to(self.out.device), s[i, p].to(self.out.device)] = values.to(self.out)
 
 
 def stage_distances(
@@ -149,7 +213,6 @@ def stage_distances(
     block: int | None,
     out: Tensor,
     advance: Callable[[int], object],
-    precision: str = "bfloat16",
     tile: Tile | None = None,
 ) -> None:
     """Fills out [D, N, J, M] with every ordered pair in `plan`; image(p): raw tokens of pool image p.
@@ -159,52 +222,43 @@ def stage_distances(
     """
     M, C = image(0).shape
     tile = tile or default_tile(image(0).device)
-    size = block or automatic_block(image(0).device, plan.P, len(degrees), M, C)
+    size = block or automatic_block(image(0).device, plan.P, len(degrees), M, C, tile)
     size = min(size, plan.P)
-    done: set[tuple[int, int]] = set()
-    while not _run(image, plan, degrees, grid, size, out, advance, precision, tile, done):
+    left = np.zeros((plan.P, plan.P), dtype=bool)
+    left[: plan.N] = (plan.slot >= 0).numpy()
+    left = np.triu(left | left.T, 1)
+    while not _run(image, plan, degrees, grid, size, out, advance, tile, left):
         # here, and not where it was caught: the exception kept the failed attempt's tensors alive
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:
-            need = 2 * bytes_needed(len(degrees), M, C)[0] + bytes_needed(len(degrees), M, C)[1]
+            image_bytes, launch = bytes_needed(len(degrees), M, C, tile, 1)
             raise ConfigError(
                 f"GPU memory is full: one pair of images with {M} patches, {C} channels and {len(degrees)} degrees "
-                f"needs {need / 2**20:.0f} MiB beyond the features. End other programs on the GPU, keep the features "
-                "on the CPU (device='cpu'), or take a smaller image_size or fewer degrees."
+                f"needs {(2 * image_bytes + launch) / 2**20:.0f} MiB beyond the features. End other programs on the "
+                "GPU, keep the features on the CPU (device='cpu'), or take a smaller image_size or fewer degrees."
             )
         size = size // 2
 
 
-def _run(image, plan, degrees, grid, size, out, advance, precision, tile, done) -> bool:
-    """All pairs that are not in `done`, which grows; False where memory ran out."""
+def _run(image, plan, degrees, grid, size, out, advance, tile, left) -> bool:
+    """All pairs that are `left`, which shrinks; False where memory ran out."""
     try:
-        held = Held(min(2 * size, plan.P), image(0), degrees, grid, DTYPES[precision])
-        for group in plan.blocks(size):
-            left = [pair for pair in group if pair not in done]
-            if not left:
-                continue
-            held.hold(set(sum(left, ())), image)
-            slots = torch.tensor([[held.slot[i], held.slot[p]] for i, p in left], dtype=torch.int32).T.contiguous()
-            slots = slots.to(held.exact.device)
-            step = min(CHUNK, size * size)
-            for start in range(0, len(left), step):
-                part = left[start : start + step]
-                a, b = (side[start : start + step] for side in slots)
-                forward, backward = nearest(held, a, b, 4 * ROUNDOFF[precision], tile)
-                _write(out, plan, part, forward)
-                _write(out, plan, [(p, i) for i, p in part], backward)
-                done.update(part)
-                advance(len(part))
+        held = Held(image, plan.P, plan.P if 2 * size >= plan.P else size, degrees, grid, tile)
+        writer = Writer(out, plan, left, held.exact.device)
+        side, count = min(chunk_images(held.exact.shape[2]), size), len(held.blocks)
+        for a in range(count):
+            # boustrophedon: one of the two blocks stays
+            for b in range(a, count) if a % 2 == 0 else range(count - 1, a - 1, -1):
+                images, others = held.blocks[a], held.blocks[b]
+                if not left[images.start : images.stop, others.start : others.stop].any():
+                    continue
+                slots = held.hold(a, keep=b), held.hold(b, keep=a)
+                for region in regions(left, images, others, *slots, side):
+                    keys = largest_cosines(held, writer.wanted, region, tile)
+                    writer.write(held, keys, region, tile)
+                    left[region.a.start : region.a.stop, region.b.start : region.b.stop] = False
+                    advance(region.pairs)
     except torch.cuda.OutOfMemoryError:
         return False
     return True
-
-
-def _write(out: Tensor, plan: Plan, pairs: list[tuple[int, int]], distances: Tensor) -> None:
-    """Writes distances [n, D, M] of the ordered pairs that the plan wants, in one go, not a launch per pair."""
-    wanted = [(n, i, int(plan.slot[i, p])) for n, (i, p) in enumerate(pairs) if i < plan.N and plan.slot[i, p] >= 0]
-    if wanted:
-        n, i, slot = torch.tensor(wanted).T
-        values = distances[n.to(distances.device)].transpose(0, 1)  # [D, n, M]
-        out[:, i.to(out.device), slot.to(out.device)] = values.to(out.device, out.dtype)

@@ -1,0 +1,136 @@
+"""What `musc run` and `musc evaluate` share: their options, and the categories scored one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from musc.cli.data import add_data_options, add_reference_options, categories_of, check_references, references_of
+from musc.cli.failures import report
+from musc.cli.outputs import add_output_options, add_threshold_option, check_folder, print_notes
+from musc.cli.settings import BY_DATA_SET, add_settings, given_settings
+from musc.config import PAPER_WINDOWS, MuScConfig
+from musc.errors import ConfigError, ResultError
+
+if TYPE_CHECKING:
+    from musc.datasets.base import Category
+    from musc.pipeline import MuSc
+    from musc.results import MuScResult
+
+
+def add_batch_options(sub: argparse.ArgumentParser) -> None:
+    """Data, references, settings and outputs."""
+    add_data_options(sub)
+    add_reference_options(sub)
+    add_settings(sub.add_argument_group("settings (the paper's by default)"), left_open=BY_DATA_SET)
+    add_output_options(sub)
+    sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of extracted tokens (default: OUT/.cache)")
+    sub.add_argument("--no-cache", action="store_true", help="extract afresh and store no tokens")
+    add_threshold_option(sub, default="robust", unset="robust")
+    sub.add_argument("--force", action="store_true", help="compute again what is finished already")
+
+
+class Batch:
+    """The categories that a command line names, each with a result in a folder of its own.
+
+    Words that cannot work together and places that cannot be written raise ConfigError here, before an image is read.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from musc.results import thresholds
+
+        self.args = args
+        check_references(args)
+        if args.threshold != "f1-max":  # which depends on the labels of each category
+            thresholds.check(args.threshold)
+        if args.cache is not None and args.no_cache:
+            raise ConfigError(f"--cache {args.cache}: --no-cache stores no tokens; leave one of them out.")
+        self.cache = None if args.no_cache else args.cache or args.out / ".cache"
+        check_folder(args.out, "--out")
+        if self.cache is not None:
+            check_folder(self.cache, "--cache")
+        self.config = MuScConfig(**given_settings(args))
+        self.categories = categories_of(args)
+
+    @cached_property
+    def musc(self) -> MuSc:
+        """The pipeline; windows that nobody gave are the paper's on the data set."""
+        from musc.fewshot import plus
+        from musc.pipeline import MuSc
+
+        config = self.config
+        if self.args.windows is None:
+            config = config.replace(windows=PAPER_WINDOWS.get(self.categories[0].dataset, config.windows))
+        return MuSc(plus(config) if self.args.plus else config, cache=self.cache, progress=True)
+
+    def folder(self, category: Category) -> Path:
+        """Where the result of a category is."""
+        from musc.results import result_folder
+
+        return result_folder(self.args.out, category.dataset, category.name, category.root)
+
+    def references(self, category: Category) -> Category | None:
+        """The reference images of a category, if some are asked for."""
+        return references_of(self.args, category, alone=len(self.categories) == 1)
+
+    def results(self, *, needs_labels: bool) -> Iterator[tuple[Category, MuScResult | None]]:
+        """Each category with its result, or with None where it failed: that is reported, and the others are done.
+
+        The error of a single category is raised, and so is that of a network that cannot be loaded.
+        """
+        _ = self.musc.backbone
+        for category in self.categories:
+            try:
+                if needs_labels and category.samples and not category.labeled:
+                    raise ConfigError(
+                        f"{category.name} has images without labels: use `musc run`, or another --layout."
+                    )
+                result = self._result(category)
+            except BrokenPipeError:
+                raise
+            except Exception as error:
+                if len(self.categories) == 1:
+                    raise
+                report(error, where=f"{category.dataset} {category.name}", verbose=self.args.verbose)
+                yield category, None
+            else:
+                print_notes(result, verbose=self.args.verbose)
+                yield category, result
+
+    def finished(self, category: Category, references: Category | None) -> MuScResult | None:
+        """The result that an earlier run left, if it is of the same images and settings."""
+        from musc.results import MuScResult
+
+        if not (self.folder(category) / "result.json").exists():
+            return None
+        try:
+            found = MuScResult.load(self.folder(category))
+        except ResultError as error:
+            print(f"musc: {error}", file=sys.stderr)
+            return None
+        return found if found.fingerprint == self.musc.fingerprint(category, references) else None
+
+    def _result(self, category: Category) -> MuScResult:
+        from musc.results import thresholds
+        from musc.results.pictures import save_pictures
+
+        args, folder, musc = self.args, self.folder(category), self.musc
+        thresholds.check(args.threshold, [sample.label for sample in category.samples])
+        references = self.references(category)
+        result = None if args.force else self.finished(category, references)
+        if result is None:
+            result = musc.run(category, references)
+            result.decide(args.threshold)
+            result.save(folder)
+        else:
+            print(f"{category.dataset} {category.name}: finished before, taken from {folder}", file=sys.stderr)
+            before = result.threshold
+            if result.decide(args.threshold) != before:  # the scores stay, the decisions change
+                result.save(folder)
+        if not args.no_overlays:
+            save_pictures(result, category.samples, folder)
+        return result

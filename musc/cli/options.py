@@ -1,0 +1,90 @@
+"""How an option's text becomes its value; what it cannot be is refused with the remedy instead of argparse's words."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from musc.cli.failures import WRONG_WORDS
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser: the epilog keeps its lines, and a mistake gets one line and exit code 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_WORDS, f"{self.prog}: {message}\n`{self.prog} --help` lists the words.\n")
+
+
+class Kind(NamedTuple):
+    """A kind of value: `read` makes it from text, or raises ValueError; `remedy` says what to give instead."""
+
+    read: Callable[[str], Any]
+    remedy: str
+
+
+class Read(argparse.Action):
+    """Stores the value of an option, made from its text by `kind`."""
+
+    def __init__(self, *args: Any, kind: Kind, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kind = kind
+
+    def __call__(
+        self, _: argparse.ArgumentParser, namespace: argparse.Namespace, text: Any, option: str | None = None
+    ) -> None:
+        try:
+            value = self.kind.read(text)
+        except ValueError:
+            raise argparse.ArgumentError(None, f"{option} {text}: {self.kind.remedy}") from None
+        setattr(namespace, self.dest, value)
+
+
+def words(text: str) -> list[str]:
+    """Names with commas between."""
+    if not (found := [word.strip() for word in text.split(",") if word.strip()]):
+        raise ValueError(text)
+    return list(dict.fromkeys(found))
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between; none where the text is empty."""
+    return tuple(int(word) for word in text.split(",")) if text.strip() else ()
+
+
+def fractions(text: str) -> tuple[float, ...]:
+    """Numbers with commas between."""
+    return tuple(float(word) for word in text.split(","))
+
+
+def windows(text: str) -> tuple[float, ...]:
+    """Whole numbers or inf with commas between; none where the text is empty."""
+    numbers = text.split(",") if text.strip() else []
+    return tuple(math.inf if word.strip() == "inf" else int(word) for word in numbers)
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def one_of(choices: Sequence[str]) -> Kind:
+    """One of some words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(text)
+        return text
+
+    return Kind(read, f"choose one of {', '.join(choices)}.")
+
+
+WORDS = Kind(words, "give names with commas between, such as bottle,cable.")
+COUNT = Kind(count, "give a whole number from 1.")

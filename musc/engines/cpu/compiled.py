@@ -1,0 +1,166 @@
+"""The CPU engine itself: an image is prepared once, then compared with many others in one call of a compiled kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from queue import SimpleQueue
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from musc.engines.cpu import image as preparation
+from musc.engines.cpu import search
+from musc.engines.cpu.layout import POOL, Buffers, Layout
+from musc.engines.pairs import Plan, Write, by_image
+
+HELD = 64 << 20  # bytes of prepared images; at least 16 images are held
+NARROW = 256  # channels up to which 16-bit products cost less than what 8-bit ones ask for
+
+
+class WorkerPool:
+    """Threads that prepare images and compare them, each with its own buffers, and the images held."""
+
+    def __init__(self, threads: int, count: int, layout: Layout) -> None:
+        self.layout, self.threads = layout, threads
+        self.images, memory = layout.images(count)
+        self.memory, self.free = [memory], SimpleQueue[Buffers]()
+        for _ in range(threads):
+            buffers, memory = layout.buffers()
+            self.memory.append(memory)
+            self.free.put(buffers)
+        self.rooms = SimpleQueue[preparation.Room]()
+        for _ in range(threads + 1):
+            self.rooms.put(preparation.room(layout))
+        self.slots: dict[int, int] = {}
+        self.executor = ThreadPoolExecutor(threads)
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.executor.shutdown(cancel_futures=True)
+        del self.images, self.free
+        for memory in self.memory:
+            POOL.give(memory)
+
+    def hold(self, needed: Sequence[int], image: Callable[[int], Tensor]) -> None:
+        """Prepares the images `needed`, those already there excepted; others make room."""
+        wanted = set(needed)
+        self.slots = {p: s for p, s in self.slots.items() if p in wanted}
+        free = sorted(set(range(len(self.images.ratio))) - set(self.slots.values()))
+        started = []
+        for p in (p for p in needed if p not in self.slots):
+            self.slots[p] = free.pop(0)
+            room = self.rooms.get()
+            # here, where torch has its own threads; what follows uses none of torch
+            rotated = preparation.rotate(image(p), self.layout, room)
+            started.append(self.executor.submit(self._prepare, rotated, self.slots[p], room))
+        for task in started:
+            task.result()
+
+    def _prepare(self, rotated: tuple[np.ndarray, np.ndarray, np.ndarray], s: int, room: preparation.Room) -> None:
+        try:
+            preparation.prepare(rotated, self.layout, self.images, s)
+        finally:
+            self.rooms.put(room)
+
+    def compare(self, i: int, others: Sequence[int]) -> Future[tuple[np.ndarray, np.ndarray, int]]:
+        """Starts comparing image i with k others: distances [k, D, M] to them and of them, and the number computed."""
+        shape = len(others), len(self.layout.degrees), self.layout.H * self.layout.W
+        slots = np.array([self.slots[p] for p in others])
+
+        def work() -> tuple[np.ndarray, np.ndarray, int]:
+            to_others, to_i = np.empty(shape, np.float32), np.empty(shape, np.float32)
+            buffers, tolerance = self.free.get(), np.float32(self.layout.tolerance)
+            try:
+                one = self.slots[i]
+                done = search.compare(self.images, one, slots, self.layout.grid, buffers, tolerance, to_others, to_i)
+            finally:
+                self.free.put(buffers)
+            return to_others, to_i, done
+
+        return self.executor.submit(work)
+
+
+def candidate_layouts(image: Callable[[int], Tensor], plan: Plan, layout: Layout) -> list[Layout]:
+    """`layout` with 8-bit products, and with 16-bit ones alone."""
+    some = sorted({p for pair in plan.pairs() for p in pair})
+    picked = [image(p)[:: -(-layout.H * layout.W // 64)].float() for p in some[:: -(-len(some) // 8)]]
+    sample = torch.cat([tokens - tokens.mean() for tokens in picked])
+    K = max(1, min(preparation.DIRECTIONS, sample.shape[1] // 4, len(sample) // 2))
+    return [replace(layout, rotation=householder(principal_directions(sample, K))), layout]
+
+
+def householder(basis: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """`Layout.rotation` from an orthonormal basis [C, K] of the directions that matter most.
+
+    A product of K reflections (Householder) takes them to the first K axes: I - V T V^T, with A = V T. So the others
+    are C - K coordinates, and not the C of what is left when the tokens' parts in the basis are taken away.
+    """
+    packed, tau = torch.geqrf(basis.double())
+    V = packed.tril(-1) + torch.eye(*basis.shape, dtype=torch.float64)
+    T = torch.linalg.inv((V.T @ V).triu(1) + torch.diag(1 / tau.clamp_min(1e-30)))  # tau 0: nothing to do
+    return (V @ T).float().numpy(), V.float().contiguous().numpy()
+
+
+def principal_directions(sample: Tensor, K: int) -> Tensor:
+    """[C, K] orthonormal: about the directions in which the sample [S, C] is longest, by two power iterations."""
+    found = torch.randn(sample.shape[1], K + 8, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        found, _ = torch.linalg.qr(sample.T @ (sample @ found))
+    seen = sample @ found
+    _, turn = torch.linalg.eigh(seen.T @ seen)
+    return found @ turn[:, -K:]
+
+
+def choose(image: Callable[[int], Tensor], plan: Plan, layout: Layout) -> Layout:
+    """`layout` with the cheaper products for these tokens, found by trying 8-bit ones on a pair of images.
+
+    Fewer bits leave more candidates whose distance is computed: M^2 / 16 such distances take as long as the bits save.
+    """
+    M, pairs = layout.H * layout.W, plan.pairs()
+    if layout.C <= NARROW or not pairs:
+        return layout
+    narrow, wide = candidate_layouts(image, plan, layout)
+    with WorkerPool(1, 2, narrow) as pool:
+        i, p = pairs[0]
+        pool.hold((i, p), image)
+        done = pool.compare(i, [p]).result()[2]
+    return narrow if done <= M * M // 16 else wide
+
+
+def stage_distances(
+    image: Callable[[int], Tensor],
+    plan: Plan,
+    layout: Layout,
+    block: int | None,
+    write: Write,
+    advance: Callable[[int], object],
+) -> None:
+    """Writes the distances of every ordered pair in `plan`; image(p): raw tokens of pool image p.
+
+    At most 2 `block` images are held. Threads (torch.get_num_threads()) each compare one image with several.
+    """
+    block = block or max(8, HELD // layout.bytes_per_image() // 2)
+    threads = torch.get_num_threads()
+    with WorkerPool(threads, min(2 * block, plan.P), layout) as pool:
+        for group in plan.blocks(block):
+            pool.hold(sorted({p for pair in group for p in pair}), image)
+            # a few tasks per thread, that all end at about the same time
+            most = max(1, min(64, len(group) // (4 * threads)))
+            tasks = [(i, some) for i, every in by_image(group) for some in split(every, most)]
+            started = [(i, some, pool.compare(i, some)) for i, some in tasks]
+            for i, some, task in started:
+                to_others, to_i, _ = task.result()
+                both = (torch.from_numpy(x).transpose(0, 1) for x in (to_others, to_i))  # [D, k, M]
+                plan.write(write, i, some, *both)
+                advance(len(some))
+
+
+def split(values: Sequence[int], most: int) -> Iterator[Sequence[int]]:
+    """Parts of at most `most` values."""
+    for start in range(0, len(values), most):
+        yield values[start : start + most]

@@ -1,0 +1,126 @@
+"""Where compiled kernels are kept, and how they come to be compiled without anybody waiting for it.
+
+numba keys what it keeps by the one file a kernel stands in, and would go on running what that inlined from another file
+before it was edited. So the folder's name holds a digest of all sources here, of numba, llvmlite and Python, and of the
+processor.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+KEPT = 4  # digests, the most recently used ones
+PATIENCE = 180.0  # seconds after which another process that compiles is taken for dead
+_children: list[subprocess.Popen[bytes]] = []
+
+
+@lru_cache
+def digest() -> str:
+    """Of everything that compiled kernels depend on."""
+    from llvmlite import binding
+
+    parts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    known = version("numba"), version("llvmlite"), sys.version, binding.get_host_cpu_name()
+    parts.append(repr((known, sorted(binding.get_host_cpu_features().items()))).encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
+
+
+def _roots() -> list[Path]:
+    """The user's cache folder, then one of the user's own among the temporary files."""
+    usual = {"win32": os.environ.get("LOCALAPPDATA"), "darwin": "~/Library/Caches"}.get(sys.platform)
+    own = f"musc-{os.getuid()}" if hasattr(os, "getuid") else "musc"
+    named = os.environ.get("XDG_CACHE_HOME") or usual or "~/.cache"
+    return [Path(named).expanduser() / "musc", Path(tempfile.gettempdir()) / own]
+
+
+@lru_cache
+def folder() -> Path | None:
+    """The folder of these kernels, made if need be; None where none can be written. Digests long unused are deleted."""
+    for root in _roots():
+        found = root / "kernels" / digest()
+        try:
+            found.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if hasattr(os, "getuid") and root.stat().st_uid != os.getuid():  # machine code of somebody else's
+                continue
+            with tempfile.TemporaryFile(dir=found):
+                os.utime(found)
+        except (OSError, RuntimeError):  # RuntimeError: no home folder
+            continue
+        others = [path for path in found.parent.iterdir() if path != found and path.is_dir()]
+        for old in sorted(others, key=lambda path: path.stat().st_mtime)[: -(KEPT - 1)]:
+            shutil.rmtree(old, ignore_errors=True)
+        return found
+    return None
+
+
+def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """numba.njit without the GIL, its machine code kept in `folder`."""
+    from numba import config, njit
+
+    def compiled(f: Callable[..., Any]) -> Any:
+        before, kept = config.CACHE_DIR, folder()  # type: ignore[attr-defined]
+        config.CACHE_DIR = str(kept or "")  # type: ignore[attr-defined]
+        try:
+            return njit(nogil=True, cache=kept is not None, error_model="numpy", **options)(f)
+        finally:
+            config.CACHE_DIR = before  # type: ignore[attr-defined]
+
+    return compiled(function) if function else compiled
+
+
+def ready() -> bool:
+    """True where every kernel is in the folder."""
+    kept = folder()
+    return kept is not None and (kept / "complete").exists()
+
+
+def finish() -> None:
+    """Says that every kernel is in the folder."""
+    if (kept := folder()) is not None:
+        (kept / "complete").touch()
+        (kept / "compiling").unlink(missing_ok=True)
+
+
+def compile_aside() -> None:
+    """Starts a process that fills the folder, unless one is at work; it goes on if this one ends."""
+    kept = folder()
+    if kept is None or any(child.poll() is None for child in _children):
+        return
+    mark = kept / "compiling"
+    try:
+        if mark.exists() and time.time() - mark.stat().st_mtime > PATIENCE:
+            mark.unlink()
+        mark.touch(exist_ok=False)  # one process of all that start now
+    except OSError:
+        return
+    above = str(Path(__file__).parents[3])
+    paths = os.pathsep.join([above, *filter(None, [os.environ.get("PYTHONPATH")])])
+    try:
+        nowhere = subprocess.DEVNULL
+        child = subprocess.Popen(
+            [sys.executable, "-m", "musc.engines.cpu"], stdin=nowhere, stdout=nowhere, stderr=nowhere,
+            env=os.environ | {"PYTHONPATH": paths}, start_new_session=True,
+        )  # fmt: skip
+    except (OSError, ValueError):
+        mark.unlink(missing_ok=True)
+        return
+    _children.append(child)
+
+
+@atexit.register
+def _let_go() -> None:
+    for child in _children:
+        if child.poll() is None:
+            child.returncode = 0  # left to itself: the next process will find its kernels

@@ -1,0 +1,20 @@
+"""The examples in docstrings are true."""
+
+import doctest
+import importlib
+
+import pytest
+
+# Named one by one, so that no compiled kernel and no optional library is imported in search of examples.
+MODULES = (
+    "backbones", "datasets", "features", "fewshot", "lnamd", "methods.patchcore", "methods.tokens", "metrics", "msm",
+    "pipeline", "plugin.class_tokens", "results.evaluation", "results.figures", "results.pictures",
+    "results.thresholds", "rscin", "scoring.consistency", "scoring.maps", "scoring.tiles", "sources", "stream",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_are_true(name, capsys):
+    found = doctest.testmod(importlib.import_module(f"musc.{name}"))
+    assert found.attempted, "no example"
+    assert not found.failed, capsys.readouterr().out
