@@ -64,6 +64,13 @@ def test_pictures_of_equal_parts_are_no_copies(boards):
         assert found(list(drawn)) == []
 
 
+def test_a_product_that_hardly_varies(photos):
+    """Noise alone tells these apart, and the last one has a spot."""
+    assert found(samples(photos)) == []
+    shutil.copy(photos / "5.png", photos / "5 copy.png")
+    assert found(samples(photos)) == [["5 copy.png", "5.png"]]
+
+
 def test_a_defect_tells_two_pictures_apart():
     drawn = load_category("synthetic", None, "board", good=8, defects=0, train=0, size=128).samples
     spoiled = [altered.dotted(drawn[0], (0.4, 0.4), 9), altered.lit(drawn[1], 0.93), altered.shifted(drawn[2], 0.1, 0)]

@@ -200,6 +200,13 @@ def test_a_file_of_nan_does_not_stop_the_others(tmp_path):
             read_image(s.image)
 
 
+@pytest.mark.parametrize("content", [b"", b"words", b"II*\0", b"MM\0*\0\0\0\x08\0\x05", b"\x89PNG\r\n\x1a\n"])
+def test_what_cannot_be_read_decides_nothing(tmp_path, content):
+    given = samples(tmp_path, a=(GREY * 16.0).astype(np.uint16), b=content)
+    given.append(Sample("gone", tmp_path / "gone.png"))
+    assert value_range(given).full_scale == 4095
+
+
 # ------------------------------------------------------------------------------ kinds that Pillow has no mode for
 KINDS = {
     "float64": RNG.random((6, 4)), "float16": RNG.random((6, 4)).astype(np.float16),

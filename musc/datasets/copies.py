@@ -5,6 +5,7 @@ A copy is its picture's nearest neighbour and vouches for it: a defect that stan
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +27,7 @@ SMALLEST_CORRELATION = 0.8  # of what tells two pictures from all others
 LARGEST_RATIO = 0.5  # of their distance to that of the next picture
 SIMILAR = 0.7  # cosine of centred tokens from which on two pictures are compared at all
 OTHERS = 12  # further pictures that show what is usual
+MOST = 4  # a picture with more near copies than this part of the images is no picture, but the product
 NAMED = 4
 
 
@@ -49,9 +51,14 @@ def copies(
     for row, key in enumerate(keys):
         group[row] = first.setdefault(key, row)
     distinct = sorted(first.values())
+    near = {row: row for row in distinct}
     for i, j in _alike([samples[row] for row in distinct], None if tokens is None else tokens[distinct]):
-        kept, gone = sorted((group[distinct[i]], group[distinct[j]]))
-        group = [kept if g == gone else g for g in group]
+        kept, gone = sorted((near[distinct[i]], near[distinct[j]]))
+        near = {row: kept if to == gone else to for row, to in near.items()}
+    sizes = Counter(near.values())
+    # where many are one picture, the product hardly varies, and these are its photographs
+    few = {row: to if sizes[to] <= max(2, len(distinct) // MOST) else row for row, to in near.items()}
+    group = [few[row] for row in group]
     rows: dict[int, list[int]] = {}
     for row, g in enumerate(group):
         rows.setdefault(g, []).append(row)

@@ -168,10 +168,18 @@ def _kind(source: Source) -> str:
         with regular_file(source) as file, quiet(), Image.open(file, formats=formats_for(source)) as image:
             return "whole" if _is_deep(image) else _kind_of_mode(image.mode)
     except UnidentifiedImageError:
-        bits, letter = tiff.kind_of(file_bytes(source))
+        bits, letter = _kind_of_tiff(source)
         return "" if bits <= 8 else "floats" if letter == "f" else "whole"
     except Exception:
         return ""
+
+
+def _kind_of_tiff(path: Path) -> tuple[int, str]:
+    try:
+        data = file_bytes(path)
+    except DataError:
+        return 0, ""
+    return tiff.kind_of(data) if data[:4] in tiff.SIGNATURES else (0, "")
 
 
 def _kind_of_mode(mode: str) -> str:
