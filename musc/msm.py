@@ -163,10 +163,9 @@ def mutual_scores(
         pool: score each image by this many of the others, drawn by `seed` (cost linear in N); or [N, J], the indices
             of the others to use. None: all. References score in any case; with pool = 0 they score alone.
         grid: (rows, columns) of the patch grid; square where not given.
-        precision: "float32" is exact. "bfloat16" and "float16" are cheaper: on a GPU the precision of products,
-            winners' distances still being float32 (a near tie may go to the wrong winner); on a CPU both stand for
-            8-bit products, whose largest cosine is taken as it is where its rounding error moves the distance by less
-            than about 1e-3; elsewhere float32 decides.
+        precision: "float32" is exact. "bfloat16" and "float16" allow a distance to be off by about 1e-3 where that is
+            faster, on a CPU; on a GPU with Triton the products are of half precision in any case, and every patch that
+            could be the nearest is measured in float32.
         block: images held at a time (twice), in aggregated form; changes time and memory, never a score.
         position_window: compare a patch only with those at most this many rows and columns from its own place on the
             grid, for parts that lie alike in every image. Infinity: the paper. Finite ones are exact in any precision.

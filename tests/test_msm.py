@@ -54,7 +54,9 @@ def use_engine(name, monkeypatch):
 
     which = 0 if name.startswith("8 bits") else 1
     candidates = compiled.candidate_layouts
-    monkeypatch.setattr(compiled, "choose", lambda *arguments: candidates(*arguments)[which])
+    monkeypatch.setattr(compiled, "NARROW", 0)
+    monkeypatch.setattr(compiled, "candidate_layouts", lambda *arguments: [candidates(*arguments)[which]])
+    monkeypatch.setattr(compiled, "too_many_candidates", lambda *arguments: False)
 
 
 @pytest.fixture(params=ENGINES)

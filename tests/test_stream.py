@@ -200,11 +200,14 @@ def test_a_new_image_is_scored_as_in_a_batch_with_the_pool(musc, photos, tmp_pat
 
 def test_a_pool_that_is_gone_is_named(musc, photos, tmp_path, loaded, tiny_config, tiny_backbone):
     paths = sorted(photos.iterdir())
-    uncached = MuSc(tiny_config, backbone=tiny_backbone).run(paths[:4])
+    gone = [shutil.copy(path, tmp_path / path.name) for path in paths[:4]]
+    uncached, cached = MuSc(tiny_config, backbone=tiny_backbone).run(gone), musc.run(gone)
+    for path in gone:
+        path.unlink()
     with pytest.raises(DataError, match=r"without a cache.*run them again with --force"):
         score_against(paths[4:], uncached)
     with pytest.raises(DataError, match=r"tokens of 4 of 4 images \(first .*0\.png\) are not in .*elsewhere"):
-        score_against(paths[4:], musc.run(paths[:4]), cache=tmp_path / "elsewhere")
+        score_against(paths[4:], cached, cache=tmp_path / "elsewhere")
     earlier = musc.run(paths[:4])
     earlier.weights = "others"
     with pytest.raises(ConfigError, match="made with the weights others"):

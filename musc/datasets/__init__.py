@@ -171,14 +171,12 @@ def as_category(images: Images) -> Category:
     if twice := [name for name, count in Counter(name for name, _ in named).items() if count > 1]:
         count = sum(name == twice[0] for name, _ in named)
         raise DataError(f"{twice[0]} is given {count} times: name every image once.")
-    return Category(
-        "paths",
-        "",
-        tuple(
-            Sample(name, Path(image) if isinstance(image, str | Path) else in_memory(image, name))
-            for name, image in named
-        ),
+    files = [os.path.abspath(image) for _, image in named if isinstance(image, str | Path)]
+    root = Path(os.path.commonpath([os.path.dirname(file) for file in files])) if len(files) == len(named) > 0 else None
+    samples = (
+        Sample(name, Path(image) if isinstance(image, str | Path) else in_memory(image, name)) for name, image in named
     )
+    return Category("images", root.name if root else "", tuple(samples), root=root)
 
 
 def _is_colour(images: Any) -> bool:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
-Write = Callable[[list[int], list[int], Tensor], None]  # of k images i and their rows `slot`: distances [D, k, M]
+Distances = Tensor | np.ndarray
+Write = Callable[[list[int], list[int], Distances], None]  # of k images i and their rows `slot`: distances [D, k, M]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Plan:
         order = sorted(groups, key=lambda g: (g[0], g[1] if g[0] % 2 == 0 else -g[1]))
         return [groups[g] for g in order]
 
-    def write(self, write: Write, i: int, others: Sequence[int], to_others: Tensor, to_i: Tensor) -> None:
+    def write(self, write: Write, i: int, others: Sequence[int], to_others: Distances, to_i: Distances) -> None:
         """Writes what the plan wants of distances of image i to k others, and of theirs to it: [D, k, M] each."""
         rows = self._rows
         forward = [k for k, p in enumerate(others) if rows[i][p] >= 0]

@@ -70,9 +70,6 @@ def _compiled(image, plan, degrees, grid, block, write, advance, precision) -> N
     tolerance = 0.0 if precision == "float32" else TOLERANCE
     C = image(0).shape[1]
     layout = Layout(grid[0], grid[1], C, tuple(degrees), has_wide_products(), None, tolerance)
-    layout = compiled.choose(image, plan, layout)
-    bits = "16 bits" if layout.rotation is None else f"8 bits, {layout.K} directions in 16"
-    log.info("compiled: products of %s by %s", bits, "AVX-512 VNNI" if layout.wide else "AVX2")
     compiled.stage_distances(image, plan, layout, block, write, advance)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +17,7 @@ from musc.engines.cpu import search
 from musc.engines.cpu.layout import POOL, Buffers, Layout
 from musc.engines.pairs import Plan, Write, by_image
 
+log = logging.getLogger("musc.engines")  # says which way was taken
 HELD = 64 << 20  # bytes of prepared images; at least 16 images are held
 NARROW = 256  # channels up to which 16-bit products cost less than what 8-bit ones ask for
 
@@ -32,9 +34,10 @@ class WorkerPool:
             self.memory.append(memory)
             self.free.put(buffers)
         self.rooms = SimpleQueue[preparation.Room]()
-        for _ in range(threads + 1):
+        for _ in range(threads):
             self.rooms.put(preparation.room(layout))
         self.slots: dict[int, int] = {}
+        self.prepared: dict[int, Future[None]] = {}
         self.executor = ThreadPoolExecutor(threads)
 
     def __enter__(self) -> WorkerPool:
@@ -47,23 +50,18 @@ class WorkerPool:
             POOL.give(memory)
 
     def hold(self, needed: Sequence[int], image: Callable[[int], Tensor]) -> None:
-        """Prepares the images `needed`, those already there excepted; others make room."""
+        """Starts to prepare the images `needed`, those already there excepted; others make room."""
         wanted = set(needed)
         self.slots = {p: s for p, s in self.slots.items() if p in wanted}
         free = sorted(set(range(len(self.images.ratio))) - set(self.slots.values()))
-        started = []
         for p in (p for p in needed if p not in self.slots):
             self.slots[p] = free.pop(0)
-            room = self.rooms.get()
-            # here, where torch has its own threads; what follows uses none of torch
-            rotated = preparation.rotate(image(p), self.layout, room)
-            started.append(self.executor.submit(self._prepare, rotated, self.slots[p], room))
-        for task in started:
-            task.result()
+            self.prepared[p] = self.executor.submit(self._prepare, image(p), self.slots[p])
 
-    def _prepare(self, rotated: tuple[np.ndarray, np.ndarray, np.ndarray], s: int, room: preparation.Room) -> None:
+    def _prepare(self, tokens: Tensor, s: int) -> None:
+        room = self.rooms.get()
         try:
-            preparation.prepare(rotated, self.layout, self.images, s)
+            preparation.prepare(preparation.rotate(tokens, self.layout, room), self.layout, self.images, s)
         finally:
             self.rooms.put(room)
 
@@ -73,6 +71,8 @@ class WorkerPool:
         slots = np.array([self.slots[p] for p in others])
 
         def work() -> tuple[np.ndarray, np.ndarray, int]:
+            for p in (i, *others):  # whose preparation was started before, by a thread that is at it or done
+                self.prepared[p].result()
             to_others, to_i = np.empty(shape, np.float32), np.empty(shape, np.float32)
             buffers, tolerance = self.free.get(), np.float32(self.layout.tolerance)
             try:
@@ -95,7 +95,7 @@ def candidate_layouts(image: Callable[[int], Tensor], plan: Plan, layout: Layout
 
 
 def householder(basis: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """`Layout.rotation` from an orthonormal basis [C, K] of the directions that matter most.
+    """`Layout.rotation`, A and V transposed, from an orthonormal basis [C, K] of the directions that matter most.
 
     A product of K reflections (Householder) takes them to the first K axes: I - V T V^T, with A = V T. So the others
     are C - K coordinates, and not the C of what is left when the tokens' parts in the basis are taken away.
@@ -103,7 +103,7 @@ def householder(basis: Tensor) -> tuple[np.ndarray, np.ndarray]:
     packed, tau = torch.geqrf(basis.double())
     V = packed.tril(-1) + torch.eye(*basis.shape, dtype=torch.float64)
     T = torch.linalg.inv((V.T @ V).triu(1) + torch.diag(1 / tau.clamp_min(1e-30)))  # tau 0: nothing to do
-    return (V @ T).float().numpy(), V.float().contiguous().numpy()
+    return (V @ T).float().contiguous().numpy(), V.T.float().contiguous().numpy()
 
 
 def principal_directions(sample: Tensor, K: int) -> Tensor:
@@ -116,20 +116,11 @@ def principal_directions(sample: Tensor, K: int) -> Tensor:
     return found @ turn[:, -K:]
 
 
-def choose(image: Callable[[int], Tensor], plan: Plan, layout: Layout) -> Layout:
-    """`layout` with the cheaper products for these tokens, found by trying 8-bit ones on a pair of images.
-
-    Fewer bits leave more candidates whose distance is computed: M^2 / 16 such distances take as long as the bits save.
-    """
-    M, pairs = layout.H * layout.W, plan.pairs()
-    if layout.C <= NARROW or not pairs:
-        return layout
-    narrow, wide = candidate_layouts(image, plan, layout)
-    with WorkerPool(1, 2, narrow) as pool:
-        i, p = pairs[0]
-        pool.hold((i, p), image)
-        done = pool.compare(i, [p]).result()[2]
-    return narrow if done <= M * M // 16 else wide
+def too_many_candidates(pool: WorkerPool, image: Callable[[int], Tensor], i: int, p: int) -> bool:
+    """Whether products of so few bits leave more distances to be computed for a pair of images than the bits save."""
+    pool.hold((i, p), image)
+    M = pool.layout.H * pool.layout.W
+    return pool.compare(i, [p]).result()[2] > M * M // 16
 
 
 def stage_distances(
@@ -142,22 +133,31 @@ def stage_distances(
 ) -> None:
     """Writes the distances of every ordered pair in `plan`; image(p): raw tokens of pool image p.
 
-    At most 2 `block` images are held. Threads (torch.get_num_threads()) each compare one image with several.
+    At most 2 `block` images are held. Threads (torch.get_num_threads()) each compare one image with several. 8-bit
+    products are tried on the first pair, and taken if they pay.
     """
     block = block or max(8, HELD // layout.bytes_per_image() // 2)
-    threads = torch.get_num_threads()
-    with WorkerPool(threads, min(2 * block, plan.P), layout) as pool:
-        for group in plan.blocks(block):
-            pool.hold(sorted({p for pair in group for p in pair}), image)
-            # a few tasks per thread, that all end at about the same time
-            most = max(1, min(64, len(group) // (4 * threads)))
-            tasks = [(i, some) for i, every in by_image(group) for some in split(every, most)]
-            started = [(i, some, pool.compare(i, some)) for i, some in tasks]
-            for i, some, task in started:
-                to_others, to_i, _ = task.result()
-                both = (torch.from_numpy(x).transpose(0, 1) for x in (to_others, to_i))  # [D, k, M]
-                plan.write(write, i, some, *both)
-                advance(len(some))
+    threads, groups = torch.get_num_threads(), plan.blocks(block)
+    open_choice = layout.C > NARROW and bool(groups[0])
+    for tried in candidate_layouts(image, plan, layout) if open_choice else [layout]:
+        with WorkerPool(threads, min(2 * block, plan.P), tried) as pool:
+            bits = "16 bits"
+            if tried.rotation is not None:
+                if too_many_candidates(pool, image, *groups[0][0]):
+                    continue
+                bits = f"8 bits, {tried.K} directions in 16"
+            log.info("compiled: products of %s by %s", bits, "AVX-512 VNNI" if tried.wide else "AVX2")
+            for group in groups:
+                pool.hold(sorted({p for pair in group for p in pair}), image)
+                # a few tasks per thread, that all end at about the same time
+                most = max(1, min(64, len(group) // (4 * threads)))
+                tasks = [(i, some) for i, every in by_image(group) for some in split(every, most)]
+                started = [(i, some, pool.compare(i, some)) for i, some in tasks]
+                for i, some, task in started:
+                    to_others, to_i, _ = task.result()
+                    plan.write(write, i, some, to_others.swapaxes(0, 1), to_i.swapaxes(0, 1))  # [D, k, M] each
+                    advance(len(some))
+            return
 
 
 def split(values: Sequence[int], most: int) -> Iterator[Sequence[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from musc.engines.cpu import kernels, products
@@ -15,12 +14,12 @@ LIKELY = 2.0  # standard deviations of the rounding error that margins cover whe
 CLIP = 4.6  # standard deviations of 8-bit values that their range holds
 DIRECTIONS = 64  # whose products take 16 bits
 TINY = np.float32(1e-20)
-Room = tuple[Tensor, Tensor]  # for one image in preparation: [M, C] and [M, 64 spans], at first zeros
+Room = tuple[np.ndarray, np.ndarray]  # for one image in preparation: [M, C] and [M, 64 spans], at first zeros
 
 
 def room(layout: Layout) -> Room:
     M = layout.H * layout.W
-    return torch.empty(M, layout.C), torch.zeros(M, 4 * products.SPAN * layout.spans)
+    return np.empty((M, layout.C), np.float32), np.zeros((M, 4 * products.SPAN * layout.spans), np.float32)
 
 
 def rotate(tokens: Tensor, layout: Layout, room: Room) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -30,14 +29,14 @@ def rotate(tokens: Tensor, layout: Layout, room: Room) -> tuple[np.ndarray, np.n
     done.
     """
     raw, low = room
-    torch.sub(tokens.float(), tokens.mean(dtype=torch.float64).float(), out=raw)
+    given = tokens.float().numpy()
+    np.subtract(given, np.float32(given.mean(dtype=np.float64)), out=raw)
     if layout.rotation is None:
-        return raw.numpy(), raw.numpy(), low.numpy()
-    A, V = (torch.from_numpy(matrix) for matrix in layout.rotation)
-    K, inner = layout.K, raw @ A  # [M, K]
-    high = torch.addmm(raw[:, :K], inner, V[:K].T, alpha=-1)
-    torch.addmm(raw[:, K:], inner, V[K:].T, alpha=-1, out=low[:, : layout.C - K])
-    return raw.numpy(), high.numpy(), low.numpy()
+        return raw, raw, low
+    A, V = layout.rotation
+    high = np.empty((len(raw), layout.K), np.float32)
+    kernels.rotate(raw, A, V, high, low)
+    return raw, high, low
 
 
 def prepare(rotated: tuple[np.ndarray, np.ndarray, np.ndarray], layout: Layout, images: Images, s: int) -> None:

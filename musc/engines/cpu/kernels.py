@@ -11,6 +11,32 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infi
 
 
 @kernel(fastmath=FAST)
+def rotate(raw, A, V, high, low):
+    """The tokens x - (x A) V^T of raw [M, C]: the first K coordinates in high [M, K], the others in low [M, >= C - K].
+
+    A: [C, K], V: [K, C], transposed. Not by a library's product, which would wake threads beside those that work here.
+    """
+    (M, C), K = raw.shape, A.shape[1]
+    inner, token = np.empty(K, np.float32), np.empty(C, np.float32)
+    for m in range(M):
+        inner[:] = 0
+        for c in range(C):
+            token[c] = raw[m, c]
+            for k in range(K):
+                inner[k] += raw[m, c] * A[c, k]
+        for k in range(0, K - K % 4, 4):  # four at a time: the token is read and written a quarter as often
+            for c in range(C):
+                token[c] -= (inner[k] * V[k, c] + inner[k + 1] * V[k + 1, c]) + (
+                    inner[k + 2] * V[k + 2, c] + inner[k + 3] * V[k + 3, c]
+                )
+        for k in range(K - K % 4, K):
+            for c in range(C):
+                token[c] -= inner[k] * V[k, c]
+        high[m] = token[:K]
+        low[m, : C - K] = token[K:]
+
+
+@kernel(fastmath=FAST)
 def add_rows(rows, first, step, count, out):
     """out [C] = sum of `count` of the rows [R, C], from `first` in steps of `step`; four at a time."""
     a, b, c, d = first, first + step, first + 2 * step, first + 3 * step

@@ -102,10 +102,10 @@ POOL = BufferPool(384 << 20)
 class Layout:
     """How images of an H x W grid and C channels are laid out.
 
-    wide: integers take AVX-512 VNNI, not AVX2. rotation: two matrices [C, K], A and V, such that x - (x A) V^T rotates
-    a token so that its first K coordinates lie along the directions that matter most; their products take 16-bit
-    integers, the others' 8-bit ones. None: all take 16 bits. tolerance: of a distance; 0: margins bound every rounding
-    error, and not just likely ones.
+    wide: integers take AVX-512 VNNI, not AVX2. rotation: two matrices, A [C, K] and V^T [K, C], such that x - (x A) V^T
+    rotates a token so that its first K coordinates lie along the directions that matter most; their products take
+    16-bit integers, the others' 8-bit ones. None: all take 16 bits. tolerance: of a distance; 0: margins bound every
+    rounding error, and not just likely ones.
     """
 
     H: int
