@@ -7,6 +7,7 @@ import functools
 import io
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -533,3 +534,9 @@ def test_the_words_for_data_are_read_without_looking_at_files():
     assert data.source_of(parse(["run", "synthetic"])) == ("synthetic", None)
     assert data.source_of(parse(["run", "--layout", "synthetic"])) == ("synthetic", None)
     assert data.source_of(parse(["run", "photos", "--layout", "visa"])) == ("visa", Path("photos"))
+
+
+def test_verbose_says_which_engine_was_taken(musc, workplace, loaded):
+    words = ("run", workplace / "photos", *TINY, "--no-overlays", "--force", "--out", workplace / "out")
+    assert "musc.engines" not in musc(*words)[2]
+    assert re.search(r"^musc\.engines\S*: (compiled|gram|blocked)", musc(*words, "--verbose")[2], re.M)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from musc import __version__
 from musc.cli import backbones, datasets, evaluate, reproduce, rscin, run, score
@@ -67,7 +69,8 @@ def _run(argv: Sequence[str] | None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
-            return args.command(args)
+            with _said_aloud() if args.verbose else nullcontext():
+                return args.command(args)
         except BrokenPipeError:
             raise
         except Exception as error:
@@ -77,6 +80,20 @@ def _run(argv: Sequence[str] | None) -> int:
             said = "interrupted. What was finished is kept; the same command goes on from there."
             print(f"\nmusc: {said}", file=sys.stderr)
             return INTERRUPTED
+
+
+@contextmanager
+def _said_aloud() -> Iterator[None]:
+    """What our modules log, such as the engine that was taken and why, on stderr."""
+    logger, handler = logging.getLogger("musc"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
 
 
 def _silence() -> None:
