@@ -17,6 +17,7 @@ from musc.engines.cpu import compiling
 from musc.engines.pairs import Plan, Write, plan_pool
 
 log = logging.getLogger("musc.engines")
+COMPILING = 20.0  # seconds that the kernels take, about
 TOLERANCE = 1e-3  # of distances where precision is not "float32"
 
 
@@ -55,7 +56,9 @@ def stage_distances(
         gram.stage_distances(image, plan, degrees, grid, block, write, advance)
         return
     if not compiling.ready():
-        compiling.compile_aside()
+        M, C = image(0).shape
+        seconds = len(plan.pairs()) * M * M * (4e-9 * len(degrees) + 2e-11 * C)  # about, by gram
+        compiling.compile_aside(patient=seconds < COMPILING)
         log.info("gram: the kernels are being compiled (%s)", compiling.folder())
         plan = plan.without(gram.stage_distances(image, plan, degrees, grid, block, write, advance, compiling.ready))
         if not plan.pairs():

@@ -93,8 +93,11 @@ def finish() -> None:
         (kept / "compiling").unlink(missing_ok=True)
 
 
-def compile_aside() -> None:
-    """Starts a process that fills the folder, unless one is at work; it goes on if this one ends."""
+def compile_aside(*, patient: bool = False) -> None:
+    """Starts a process that fills the folder, unless one is at work; it goes on if this one ends.
+
+    patient: it takes what time others leave, so that a job that will not last as long as that is not slowed down.
+    """
     kept = folder()
     if kept is None or any(child.poll() is None for child in _children):
         return
@@ -110,8 +113,9 @@ def compile_aside() -> None:
     try:
         nowhere = subprocess.DEVNULL
         child = subprocess.Popen(
-            [sys.executable, "-m", "musc.engines.cpu"], stdin=nowhere, stdout=nowhere, stderr=nowhere,
-            env=os.environ | {"PYTHONPATH": paths}, start_new_session=True,
+            [sys.executable, "-m", "musc.engines.cpu", *(["--patient"] if patient else [])],
+            stdin=nowhere, stdout=nowhere, stderr=nowhere, env=os.environ | {"PYTHONPATH": paths},
+            process_group=0 if os.name == "posix" else None,  # not interrupted with this one
         )  # fmt: skip
     except (OSError, ValueError):
         mark.unlink(missing_ok=True)
