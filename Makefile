@@ -10,8 +10,10 @@ CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 book: setup demo
 	$(BIN)/python -m tools.book build
 
-# A process for every core, up to four: each keeps the files that it was given, so that one alone builds the book.
+# The CPU engine's kernels are compiled first. Then a process for every core, up to four: each keeps the files that it
+# was given, so that one alone builds the book.
 test: setup lint browser
+	$(BIN)/python -m musc.engines.cpu
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
 
