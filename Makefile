@@ -15,7 +15,8 @@ book: setup demo
 test: setup lint browser
 	$(BIN)/python -m musc.engines.cpu
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --nbval --nbval-current-env \
+		--nbval-sanitize-with tests/nbval.cfg notebooks
 
 # What takes too long for every change: tests that repeat a daily one on more, the notebooks with small parameters.
 nightly: setup
