@@ -32,8 +32,9 @@ def add(path, text):
 def test_comments_docstrings_and_layout_make_nothing_stale(tree):
     text = (tree / "musc/msm.py").read_text(encoding="utf-8")
     first, rest = text.split("\n", 1)
-    (tree / "musc/msm.py").write_text('"""Another docstring."""\n\n\n# and a comment\n' + rest, encoding="utf-8")
     assert first.startswith('"""')
+    changed = f'"""Another first line of the docstring.\n{rest}\n\n\n# and a comment\n'
+    (tree / "musc/msm.py").write_text(changed, encoding="utf-8")
     assert stale() == {}
 
 
