@@ -177,3 +177,17 @@ def test_folders_of_living_processes_are_left_alone(tmp_path):
     beside.mkdir()
     recover(tmp_path / "r", OURS)
     assert beside.exists()
+
+
+def test_what_was_left_of_another_folder_is_not_taken(tmp_path):
+    """Neither of one whose name begins alike, nor of one that is called as the temporary folders end."""
+    beside = tmp_path / f".r.old.{folders._here()}-999999999-0123abcd.complete"
+    beside.mkdir()
+    recover(tmp_path / "r", OURS)
+    assert os.listdir(tmp_path) == [beside.name]
+    recover(tmp_path / "r.old", OURS)
+    assert os.listdir(tmp_path) == ["r.old"]
+    (tmp_path / "r.old/mine").write_text("kept")
+    fill(tmp_path / "r.old", "new")
+    assert content(tmp_path / "r.old") == {"data": "new", "mine": "kept"}
+    assert os.listdir(tmp_path) == ["r.old"]

@@ -104,7 +104,7 @@ def _swapped(complete: Path, folder: Path, old: Path) -> list[Path]:
     moved: list[Path] = []
     while True:
         if folder.exists():
-            away = old.with_name(old.name.replace(".old", f"{len(moved)}.old"))
+            away = old.with_name(f"{old.stem}{len(moved)}.old")
             try:
                 os.rename(folder, away)
                 moved.append(away)
@@ -133,7 +133,7 @@ def recover(folder: Path, ours: Collection[str]) -> None:
     its place where that is missing, and what was only begun is removed. Raises OSError."""
     if not folder.parent.is_dir():
         return
-    left = [p for p in folder.parent.iterdir() if p.name.startswith(f".{folder.name}.") and _abandoned(p)]
+    left = [p for p in folder.parent.iterdir() if _abandoned(p, folder.name)]
     for path in sorted(left, key=lambda p: p.suffix):  # .complete before .old
         if path.suffix != ".partial" and not folder.exists():
             os.rename(path, folder)
@@ -147,9 +147,10 @@ def _here() -> str:
     return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
 
 
-def _abandoned(path: Path) -> bool:
-    """Whether this is a temporary folder of `replacing` whose process is gone; on another machine it may be alive."""
-    found = re.search(r"\.((\w+)-(\d+)-\w+)\.(partial|complete|old)$", path.name)
+def _abandoned(path: Path, name: str) -> bool:
+    """Whether this is a temporary folder of `replacing` for the folder `name`, and the process that made it is gone; on
+    another machine it may be alive."""
+    found = re.fullmatch(rf"\.{re.escape(name)}\.((\w+)-(\d+)-\w+)\.(partial|complete|old)", path.name)
     if not found or found[2] != _here() or found[1] in _at_work:
         return False
     if int(found[3]) == os.getpid():  # a process with our number that ended
