@@ -141,4 +141,4 @@ def recover(folder: Path, ours: Collection[str]) -> None:
 def _abandoned(path: Path, name: str) -> bool:
     """Whether this is a temporary folder of `replacing` for the folder `name`, and the process that made it is gone."""
     found = re.fullmatch(rf"\.{re.escape(name)}\.([\w-]+)\.(partial|complete|old)", path.name)
-    return bool(found) and abandoned(found[1])
+    return found is not None and abandoned(found[1])
