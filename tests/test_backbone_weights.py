@@ -335,7 +335,7 @@ def test_hub_is_asked_once_and_the_revision_is_told(hub, monkeypatch):
     monkeypatch.setattr(fetch, "_reach_hub", lambda: None)
     first = load_backbone(NAME)
     assert first.weights_id == "timm/deit_tiny_patch16_224.fb_in1k/model.safetensors@0123456789ab"
-    assert [c[2] for c in hub] == [{"local_files_only": True}, {"etag_timeout": fetch.TIMEOUT}]
+    assert [c[2] for c in hub] == [{"local_files_only": True}, {"etag_timeout": fetch.TIMEOUT, "force_download": False}]
     second = load_backbone(NAME)
     assert len(hub) == 3  # cached now: the network is not asked
     assert torch.equal(first.network.cls_token, second.network.cls_token)

@@ -142,9 +142,7 @@ def _fetch_hub(spec: BackboneSpec, again: bool) -> Path:
     from huggingface_hub import hf_hub_download
 
     _reach_hub()
-    path = Path(
-        hf_hub_download(spec.repo, spec.file, etag_timeout=TIMEOUT, **({"force_download": True} if again else {}))
-    )
+    path = Path(hf_hub_download(spec.repo, spec.file, etag_timeout=TIMEOUT, force_download=again))
     (weights_folder() / f"{spec.name}.safetensors").unlink(missing_ok=True)  # it was found wanting, and comes first
     return path
 
