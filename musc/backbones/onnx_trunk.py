@@ -56,7 +56,7 @@ def read_trunk(content: bytes, name: str) -> dict[str, Tensor]:
             state[key.replace("query", "qkv")] = torch.cat([state.pop(part) for part in parts])  # [3 C, C] or [3 C]
     except KeyError as error:
         raise WeightsError(f"{name}: the tensor {error.args[0]} is missing. Fetch the file again.") from error
-    except (IndexError, struct.error, UnicodeDecodeError, ValueError, RuntimeError) as error:
+    except (IndexError, struct.error, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{name}: not the ONNX file that it should be ({error}). Fetch it again.") from error
     return state
 
@@ -74,9 +74,9 @@ def _initializers(model: memoryview) -> dict[str, _Stored]:
                 raise ValueError(f"{key} is said to lie in another file, which is not opened")
             if tensor.get(DATA_TYPE, [0])[-1] == FLOAT32:
                 dims = tuple(tensor.get(DIMS, []))
-                stored[key] = _Stored(dims, tensor.get(RAW_DATA, [memoryview(b"")])[-1], False)
+                stored[key] = _Stored(dims, _run(tensor.get(RAW_DATA, [memoryview(b"")])[-1]), False)
     for node in nodes:
-        inputs = [bytes(name).decode() for name in node.get(NODE_INPUT, [])]
+        inputs = [bytes(_run(name)).decode() for name in node.get(NODE_INPUT, [])]
         if NODE_KIND in node and _text(node, NODE_KIND) == "MatMul" and len(inputs) == 2 and inputs[1] in stored:
             layer = _text(node, NODE_NAME).strip("/").removesuffix("/MatMul").replace("/", ".")
             stored[f"{layer}.weight"] = stored[inputs[1]]._replace(transposed=True)
@@ -96,10 +96,10 @@ def _tensor(key: str, stored: _Stored) -> Tensor:
     return values.T.contiguous() if stored.transposed else values
 
 
-def _message(data: memoryview) -> dict[int, list[Any]]:
+def _message(data: Any) -> dict[int, list[Any]]:
     """The values of a message by field number: whole numbers, or bytes, of which nothing is copied."""
     found: dict[int, list[Any]] = {}
-    for field, value in _fields(data):
+    for field, value in _fields(_run(data)):
         found.setdefault(field, []).append(value)
     return found
 
@@ -134,4 +134,10 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _text(message: dict[int, list[Any]], field: int) -> str:
-    return bytes(message[field][-1]).decode()
+    return bytes(_run(message[field][-1])).decode()
+
+
+def _run(value: Any) -> memoryview:
+    if not isinstance(value, memoryview):
+        raise ValueError(f"the number {value} where bytes belong")
+    return value
