@@ -22,9 +22,9 @@ from musc.backbones.fetch import present
 from musc.datasets.base import Category
 
 SIZES = {
-    "procedural": (128, 192, 256, 320, 384),
-    "focus_vits14": (168, 224, 280, 336, 392, 448),
-    "dinov2_vits14": (224, 280, 392, 518),
+    "procedural": (192, 256, 320),
+    "focus_vits14": (224, 280, 336, 392),
+    "dinov2_vits14": (280, 392, 518),
 }
 PRODUCTS = ("bottle_top", "tile", "capsule", "screw")
 COLUMNS = ("network", "pixels", "images", "data", "image AUROC", "pixel AP", "PRO", "network (s)", "scoring (s)")
@@ -38,15 +38,16 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=list(SIZES))
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
-    data: dict[str, list[Category]] = {"drawn": [datasets.load_category("synthetic", None, name) for name in PRODUCTS]}
+    data: dict[str, list[Category]] = {}
     if args.tiles:
         (tiles,) = datasets.load(args.tiles, "mvtec_ad")
         data["photographs"] = [replace(tiles, samples=tiles.samples[:: args.every])]
+    data["drawn"] = [datasets.load_category("synthetic", None, name, good=16) for name in PRODUCTS]
     rows = list(csv.DictReader(args.out.open())) if args.out.exists() else []
     done = {(row["network"], row["pixels"], row["data"]) for row in rows}
-    for name in args.networks:
-        for size in SIZES[name]:
-            for kind, categories in data.items():
+    for kind, categories in data.items():
+        for name in args.networks:
+            for size in SIZES[name]:
                 if (name, str(size), kind) in done:
                     continue
                 rows.append(measure(name, size, kind, categories))
