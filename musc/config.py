@@ -49,7 +49,10 @@ class MuScConfig:
         musc.errors.ConfigError: seed = -1: give a whole number from 0.
     """
 
-    backbone: str = _setting("procedural", help="the network, by a name that `musc backbones` lists")
+    backbone: str = _setting(
+        "procedural", help="the network, by a name that `musc backbones` lists, or auto: "
+        "the best whose weights are on this machine, of dinov2_vits14, focus_vits14 and the embedded one",
+    )  # fmt: skip
     weights: str | None = _setting(
         None, help='local weight file, or "random" for an untrained network', metavar="FILE", unset="the backbone's own"
     )

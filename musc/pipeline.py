@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from musc.backbones import Backbone, load_backbone, resolve_device
+from musc.backbones import AUTO, Backbone, choose_backbone, load_backbone, resolve_device
 from musc.config import MuScConfig
 from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample
@@ -58,6 +58,9 @@ class MuSc:
         progress: bool = False,
     ) -> None:
         self.config = config or MuScConfig()
+        if self.config.backbone == AUTO:  # the result says which network it was, and so does its fingerprint
+            name = backbone.spec.name if backbone is not None else choose_backbone(self.config.weights)
+            self.config = self.config.replace(backbone=name)
         if backbone is not None:
             self.backbone = backbone
         self.cache = Path(cache) if cache else None
@@ -236,8 +239,9 @@ class MuSc:
 def score_folder(folder: Path | str, config: MuScConfig | None = None, **settings: Any) -> MuScResult:
     """Score every image of a folder by the others: `MuSc(config).run(folder)` in one call.
 
-    folder: images of one product, flat or in the MVTec AD layout of one category. settings: fields of MuScConfig that
-    replace those of `config`. Raises what `MuSc.run` raises.
+    folder: images of one product, flat or in the MVTec AD layout of one category. config: without one, the backbone is
+    the best whose weights are on this machine ("auto"; the result's config has its name). settings: fields of
+    MuScConfig that replace those of `config`. Raises what `MuSc.run` raises.
 
     Example:
         >>> import tempfile
@@ -249,7 +253,7 @@ def score_folder(folder: Path | str, config: MuScConfig | None = None, **setting
         >>> result.paths, result.anomaly_maps.shape
         (('0.png', '1.png', '2.png'), (3, 64, 64))
     """
-    config = (config or MuScConfig()).replace(**settings)
+    config = (config or MuScConfig(backbone=AUTO)).replace(**settings)
     return MuSc(config).run(folder)
 
 

@@ -42,11 +42,16 @@ def without_thebe(app: Any, pagename: str, template: str, context: dict[str, Any
 
 
 def with_status(app: Any, docname: str, content: list[str]) -> None:
-    """The status page holds a mark; what stands there is read from the executed notebooks at every build."""
+    """The pages of status and commands hold a mark; what stands there is read from the executed notebooks, and from
+    the parsers, at every build."""
     if docname == "book/status":
         from tools import status
 
         content[0] = content[0].replace(status.MARK, status.page())
+    if docname == "book/api/cli":
+        from tools import commands
+
+        content[0] = content[0].replace(commands.MARK, commands.page())
 
 
 def setup(app: Any) -> dict[str, Any]:

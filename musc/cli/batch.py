@@ -53,7 +53,7 @@ class Batch:
         check_folder(args.out, "--out")
         if self.cache is not None:
             check_folder(self.cache, "--cache")
-        self.config = MuScConfig(**given_settings(args))
+        self.config = MuScConfig(**{"backbone": "auto", **given_settings(args)})
         self.categories = categories_of(args)
 
     @cached_property

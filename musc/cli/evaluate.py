@@ -54,7 +54,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if missing := [name for name in names if name not in results | earlier]:
         print(f"{len(together)} of the {len(names)} categories; no table row and no mean has {', '.join(missing)}")
     path = args.out / "metrics.csv"
-    table.to_csv(path, float_format="%.4f")
+    table.assign(backbone=first.config.backbone).to_csv(path, float_format="%.4f")
     print(f"\ntable: {path}   scores, maps and pictures: one folder per category beside it")
     return FAILED if len(results) < len(done) else DONE
 
