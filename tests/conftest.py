@@ -42,6 +42,26 @@ def own_weights(monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def chromium():
+    """One running browser; skips where there is none, and fails there in CI or with MUSC_REQUIRE_BROWSER."""
+    from tools import browser
+
+    if browser.find() is None:
+        reason = "no Chromium: apt-get install chromium, or set CHROMIUM to its path"
+        if os.environ.get("CI") or os.environ.get("MUSC_REQUIRE_BROWSER"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with browser.Browser() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tab(chromium):
+    """One tab for many pages, one after the other: a new one costs a process."""
+    return chromium.open("about:blank")
+
+
+@pytest.fixture(scope="session")
 def tiny_config():
     """A configuration that runs in a moment: an untrained DeiT-Tiny at 64 px, two stages."""
     from musc.config import MuScConfig
