@@ -63,7 +63,7 @@ class Batch:
         from musc.pipeline import MuSc
 
         config = self.config
-        if self.args.windows is None:
+        if self.args.windows is None and config.method in ("musc", "musc+"):
             config = config.replace(windows=PAPER_WINDOWS.get(self.categories[0].dataset, config.windows))
         return MuSc(plus(config) if self.args.plus else config, cache=self.cache, progress=True)
 

@@ -17,6 +17,7 @@ EXAMPLES = """\
 examples:
   musc evaluate synthetic                   the built-in data set: no download, no network
   musc evaluate mvtec_anomaly_detection/ --backbone ViT-L-14-336 --category bottle,cable
+  musc evaluate mvtec_anomaly_detection/ --method padim       another method on the same tokens
   musc evaluate VisA/ --backbone ViT-L-14-336 --weights ViT-L-14-336px.pt
 
 The table, on the screen and in OUT/metrics.csv, has the categories that were asked for, and those of the same data set
