@@ -6,7 +6,6 @@ empty and its status says so, and numbers of methods that cannot be run here are
 
 from __future__ import annotations
 
-import os
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from musc.reproduce.comparison import OURS, compare, dots, side_by_side
 from musc.reproduce.paper import claims, contradictions
 from musc.reproduce.profiles import Profile, profile
 from musc.reproduce.registry import LAYOUT, NOTEBOOKS, REGISTRY, RUN_HERE, Item, find, of_notebook
+from musc.saving import whole
 
 __all__ = [
     "NOTEBOOKS",
@@ -73,12 +73,10 @@ class Made:
         """Write NAME.csv and NAME.png into a folder. Raises ResultError where that is not possible."""
         csv, png = folder / f"{self.item.name}.csv", folder / f"{self.item.name}.png"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f".{self.item.name}.{os.getpid()}"
-            self.figure.savefig(partial, dpi=110, format="png")
-            os.replace(partial, png)
-            self.frame.to_csv(partial, index=self.item.kind == "figure", float_format="%.4f")
-            os.replace(partial, csv)  # last: where it is, the item is finished
+            with whole(png) as path:
+                self.figure.savefig(path, dpi=110, format="png")
+            with whole(csv) as path:  # last: where it is, the item is finished
+                self.frame.to_csv(path, index=self.item.kind == "figure", float_format="%.4f")
         except OSError as error:
             raise ResultError(
                 f"{folder} cannot be written ({error.strerror or error}): choose another --out."
