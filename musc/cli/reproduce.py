@@ -17,7 +17,7 @@ examples:
   musc reproduce --list                     every table and figure, and what of it is measured
   musc reproduce table_3                    on the built-in data set, with the built-in backbone
   musc reproduce table_17 --data-root mvtec_anomaly_detection/ --device cuda
-  musc reproduce all --data-root mvtec_anomaly_detection/ --data-root VisA/ --data-root BTech/
+  musc reproduce all --data-root MVTec/ --data-root VisA/ --data-root BTech/
 
 Each comes as a CSV file (paper, released, here) and a picture. What is finished is reused.
 """
