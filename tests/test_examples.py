@@ -8,7 +8,7 @@ import pytest
 # Named one by one, so that no compiled kernel and no optional library is imported in search of examples.
 MODULES = (
     "backbones", "datasets", "features", "fewshot", "lnamd", "methods.patchcore", "methods.tokens", "metrics", "msm",
-    "pipeline", "plugin.class_tokens", "results.evaluation", "results.figures", "results.pictures",
+    "pipeline", "plugin.agreement", "plugin.class_tokens", "results.evaluation", "results.figures", "results.pictures",
     "results.thresholds", "rscin", "scoring.consistency", "scoring.maps", "scoring.tiles", "sources", "stream",
     "verdicts",
 )  # fmt: skip

@@ -38,6 +38,7 @@ VERSIONS = ("musc", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "p
 # Files that a module reads, or imports only on some machines: whoever imports the module depends on them.
 READS = {
     "musc/backbones/embedded.py": "musc/backbones/*.safetensors",
+    "musc/plugin/agreement.py": "musc/plugin/*.csv",
     "musc/reproduce/paper/__init__.py": "musc/reproduce/paper/*.csv",
     "musc/engines/__init__.py": "musc/engines/**/*.py",
 }
