@@ -1,18 +1,17 @@
 """What `book/plugin.md` says of decisions and of RsCIN after other methods, measured.
 
-    python -m benchmarks.decisions [--out FOLDER] [false_alarms gain]
+    python -m benchmarks.decisions [--out FOLDER] [drawn_scores gain]
 
-`decisions_false_alarms.csv`: thresholds without labels on drawn scores whose normal part is known.
-`decisions_gain.csv`: PatchCore and SPADE on the synthetic data set, without and with RsCIN.
+`decisions_false_alarms.csv`, `decisions_misses.csv`: thresholds without labels on drawn scores whose normal part is
+known. `decisions_gain.csv`: PatchCore and SPADE on the synthetic data set, without and with RsCIN.
 """
 
 import argparse
-import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.__main__ import HERE
@@ -44,27 +43,38 @@ def drawn(normal: Draw, n: int, share: float, seed: int) -> tuple[NDArray, NDArr
     return np.r_[normal(g, n - k), anomalous], np.r_[np.zeros(n - k, int), np.ones(k, int)], more
 
 
-def false_alarms() -> list[dict[str, Any]]:
+def rates(normal: str, n: int, method: str, share: float) -> tuple[float, float]:
     """Means over seeds, in percent: normal images at or above the threshold, and anomalies below it."""
-    rows = []
-    for name, normal in NORMAL.items():
-        for n in IMAGES:
-            for method in METHODS:
-                for share in SHARES:
-                    alarms, misses = [], []
-                    for seed in range(SEEDS):
-                        scores, labels, more = drawn(normal, n, share, seed)
-                        threshold = choose(method, scores)
-                        assert threshold is not None
-                        alarms.append((more >= threshold.value).mean())
-                        misses.append((scores[labels == 1] < threshold.value).mean() if share else np.nan)
-                    row = {"normal scores": name, "images": n, "method": method, "share": share}
-                    row |= {"false alarms": 100 * np.mean(alarms), "spread": 100 * np.std(alarms)}
-                    rows.append(row | {"missed": 100 * np.mean(misses)})
-    return rows
+    alarms, misses = [], []
+    for seed in range(SEEDS):
+        scores, labels, more = drawn(NORMAL[normal], n, share, seed)
+        threshold = choose(method, scores)
+        assert threshold is not None
+        alarms.append((more >= threshold.value).mean())
+        misses.append((scores[labels == 1] < threshold.value).mean() if share else np.nan)
+    return float(100 * np.mean(alarms)), float(100 * np.mean(misses))
 
 
-def gain() -> list[dict[str, Any]]:
+def drawn_scores() -> dict[str, pd.DataFrame]:
+    """False alarms and misses of each threshold, one column per share of anomalous images."""
+    found = {
+        (name, n, method, share): rates(name, n, method, share)
+        for name in NORMAL
+        for n in IMAGES
+        for method in METHODS
+        for share in SHARES
+    }
+    index = ["normal scores", "images", "threshold", "share"]
+    columns = ["false_alarms", "misses"]
+    long = pd.DataFrame(found, index=columns).T.rename_axis(index).rename(index=percent, level="share")
+    return {name: long[name].unstack(sort=False).dropna(axis=1) for name in columns}
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} % anomalous" if share else "all normal"
+
+
+def gain() -> dict[str, pd.DataFrame]:
     """Image AUROC in percent of the baselines on every synthetic category, without and with RsCIN."""
     from musc import MuSc, MuScConfig
     from musc.datasets import load_category, synthetic
@@ -74,12 +84,15 @@ def gain() -> list[dict[str, Any]]:
     rows = []
     for name in synthetic.CATEGORIES:
         category = load_category("synthetic", name=name, good=GOOD, defects=DEFECTS, train=TRAIN)
-        rows += rscin_gain(category, musc).to_dict("records")
-        print(name, flush=True)
-    return rows
+        rows.append(rscin_gain(category, musc))
+    long = pd.concat(rows)
+    long["column"] = long["method"] + " " + long["rscin"]
+    table = long.set_index(["category", "column"])["image_auroc"].unstack(sort=False)
+    table.loc["mean"] = table.mean()
+    return {"gain": table}
 
 
-MEASURED = {"false_alarms": false_alarms, "gain": gain}
+MEASURED = {"drawn_scores": drawn_scores, "gain": gain}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -88,12 +101,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=HERE)
     arguments = parser.parse_args(argv)
     for name in arguments.names:
-        rows = MEASURED[name]()
-        with (arguments.out / f"decisions_{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                writer.writerow({k: f"{v:.2f}" if isinstance(v, float) and k != "share" else v for k, v in row.items()})
+        for what, table in MEASURED[name]().items():
+            table.to_csv(arguments.out / f"decisions_{what}.csv", float_format="%.1f", lineterminator="\n")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ print(
 )
 print({name: round(100 * value, 1) for name, value in measured.items()})
 
-# %% mystnb={"figure": {"caption": "One map, two curves. ROC divides false alarms by the many normal pixels, so it hugs the corner; the precision-recall curve divides by what was marked. Shaded: what PRO looks at.", "name": "fig-metrics-roc-pr"}, "image": {"alt": "Left, a ROC curve close to the upper left corner; right, the precision-recall curve of the same scores, which falls far below 1 from a recall of about a half on."}}
+# %% mystnb={"figure": {"caption": "One map, two curves. ROC divides false alarms by the many normal pixels, so it hugs the corner; the precision-recall curve divides by what was marked. Shaded: what PRO looks at.", "name": "fig-metrics-roc-pr"}, "image": {"alt": "Left, a ROC curve close to the upper left corner; right, the precision-recall curve of the same scores, which falls to a precision of about 0.6 at a recall of 0.4, and to nothing in the end."}}
 flat_masks, flat_maps = masks.ravel(), maps.ravel()
 fpr, tpr, _ = sklearn_metrics.roc_curve(flat_masks, flat_maps)
 precision, recall, _ = sklearn_metrics.precision_recall_curve(

@@ -9,8 +9,8 @@ import pytest
 MODULES = (
     "backbones", "datasets", "features", "fewshot", "lnamd", "methods.patchcore", "methods.tokens", "metrics", "msm",
     "pipeline", "plugin.agreement", "plugin.class_tokens", "results.evaluation", "results.figures", "results.pictures",
-    "results.thresholds", "rscin", "scoring.choices", "scoring.consistency", "scoring.maps", "scoring.tiles", "sources", "stream",
-    "verdicts",
+    "results.thresholds", "rscin", "scoring.choices", "scoring.consistency", "scoring.maps", "scoring.tiles", "sources",
+    "stream", "verdicts",
 )  # fmt: skip
 
 
