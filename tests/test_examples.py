@@ -10,6 +10,7 @@ MODULES = (
     "backbones", "datasets", "features", "fewshot", "lnamd", "methods.patchcore", "methods.tokens", "metrics", "msm",
     "pipeline", "plugin.class_tokens", "results.evaluation", "results.figures", "results.pictures",
     "results.thresholds", "rscin", "scoring.consistency", "scoring.maps", "scoring.tiles", "sources", "stream",
+    "verdicts",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from musc import verdicts
 from musc.sources import meaning
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,7 +152,8 @@ def run(notebook: Any, parameters: dict[str, Any] | None, cwd: Path) -> Any:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    os.environ.update(ENVIRONMENT)
+    # A sentence about the committed run need not hold for other parameters: then it is marked, else it stops the run.
+    os.environ.update(ENVIRONMENT, **{verdicts.SWITCH: "report" if parameters else "raise"})
     known = {c.id for c in notebook.cells if "parameters" in c.metadata.get("tags", [])}
     if parameters and not known:
         raise NotebookError("parameters were given, but no cell is tagged `parameters`.")
