@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from musc.errors import DataError, ResultError
 from musc.reproduce.charts import dots, dumbbells
-from musc.reproduce.comparison import NAMES, OURS, compare, on_real_data, side_by_side, stand_in
+from musc.reproduce.comparison import NAMES, OURS, compare, numbers, on_real_data, side_by_side, stand_in
 from musc.reproduce.paper import claims, contradictions
 from musc.reproduce.profiles import SYNTHETIC, Profile, profile
 from musc.reproduce.registry import LAYOUT, NOTEBOOKS, REGISTRY, RUN_HERE, Item, Layout, find, of_notebook
@@ -34,6 +34,7 @@ __all__ = [
     "find",
     "make",
     "make_all",
+    "numbers",
     "of_notebook",
     "profile",
     "remarks",
@@ -71,12 +72,13 @@ class Made:
 
     @property
     def stand_in(self) -> MarkedTable:
-        """What was measured on the synthetic data set, apart. Raises DataError where nothing was."""
+        """What was measured on the synthetic data set, apart; an empty table where nothing was."""
         apart = stand_in(self.frame)
         if self.item.kind == "figure" or apart.empty:
-            raise DataError(f"{self.item.title} has no table of the synthetic data set.")
-        rows = [c for c in self.layout.rows if apart[c].nunique() > 1 or c == self.layout.rows[-1]]
-        return side_by_side(apart, [c for c in rows if c != "dataset"], ("metric",))
+            return MarkedTable.plain(pd.DataFrame())
+        rows = [c for c in self.layout.rows if c != "dataset" and (apart[c].nunique() > 1 or c == self.layout.rows[-1])]
+        table = side_by_side(apart, rows, ("metric",))
+        return MarkedTable(table.texts.droplevel("source"), table.marks.droplevel("source"))
 
     @property
     def summary(self) -> str:
@@ -195,8 +197,8 @@ def remarks(*names: str, width: int = 100) -> str:
     said, odd = (
         frame[[bool(numbers & set(tables)) for tables in frame["tables"]]] for frame in (claims(), contradictions())
     )
-    lines = [f"The paper's text makes {len(said)} statements about these tables; {said['holds'].sum()} hold of the "
-             "printed numbers."] if len(said) else []  # fmt: skip
+    lines = [f"Of {len(said)} statements that the paper's text makes about these tables, the printed numbers bear out "
+             f"{said['holds'].sum()}."] if len(said) else []  # fmt: skip
     for row in odd.itertuples():
         doubt = " (Decimals that are not printed could explain it.)" if row.within_rounding else ""
         lines.append(f"- {row.sentence}{doubt}")

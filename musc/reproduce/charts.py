@@ -26,15 +26,9 @@ def chosen_metrics(frame: pd.DataFrame) -> list[str]:
 
 
 def named(frame: pd.DataFrame, labels: Sequence[str]) -> pd.Series:
-    """What names each row of a picture: its cells in the columns `labels`, in words."""
-    return (
-        frame[list(labels)]
-        .astype(str)
-        .replace(NAMES)
-        .agg(" ".join, axis=1)
-        .str.replace(r" +", " ", regex=True)
-        .str.strip()
-    )
+    """What names each row of a picture: its cells in the columns `labels`, in words; blocks of Tab. 1 are one."""
+    words = frame[list(labels)].astype(str).replace(NAMES).agg(" ".join, axis=1)
+    return words.str.replace(r"\S+ block |  +", " ", regex=True).str.replace("  ", " ").str.strip()
 
 
 def dots(frame: pd.DataFrame, labels: Sequence[str], metrics: Sequence[str] = ()) -> Figure:
@@ -118,4 +112,7 @@ def _panels(names: Sequence[str], metrics: Sequence[str]) -> tuple[Figure, Seque
 
 def _legend(figure: Figure, seen: dict[str, Artist]) -> None:
     if seen:
-        figure.legend(list(seen.values()), list(seen), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+        names = sorted(seen)
+        figure.legend(
+            [seen[name] for name in names], names, loc="outside upper center", ncols=2, frameon=False, fontsize=9
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +38,15 @@ NAMES = {
 SOURCES = {"paper": "paper", "elsewhere": "paper, Tab. 13", "released": "released code", "here": "here"}
 LOW = ("time_ms", "gpu_mb")  # the less, the better
 UNMARKED = ("subset_images_min", "subset_images_max")
-DEFAULT = {3: "{1, 3, 5}", 4: "(f) 30% + mean", 5: "w", 6: "s = 1", 7: "1", 8: "CLIP ViT-L-14-336", 9: "{1, 3, 5}"}
+DEFAULT: dict[int, str | None] = {
+    3: "{1, 3, 5}",
+    4: "(f) 30% + mean",
+    5: "w",
+    6: "s = 1",
+    7: "1",
+    8: "CLIP ViT-L-14-336",
+    9: "{1, 3, 5}",
+}
 DEFAULT |= {10: "0% ~ 30%", 11: None, 13: "ViT-L-14-336, s = 1"}  # the rows that are the method as released
 
 
@@ -127,14 +136,39 @@ def stand_in(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["dataset"] == SYNTHETIC]
 
 
+class Numbers(dict[object, float]):
+    """Numbers by what tells them apart; NaN for what was not printed or not measured."""
+
+    def __missing__(self, key: object) -> float:
+        return math.nan
+
+
+def numbers(frame: pd.DataFrame, source: str = "paper", **where: str) -> Numbers:
+    """The numbers of one source (paper, released, here) in the rows of a comparison in which columns have given values.
+
+    They are keyed by the other columns of `KEYS` that differ among them: by a value, or a tuple where several do.
+
+    Example:
+        >>> AC = numbers(compare(9, pd.DataFrame(columns=[*KEYS, "value"])), dataset="visa", metric="image_auroc")
+        >>> AC["{1, 3}"], AC["{1, 3, 5}"], AC["{1, 3, 5, 7}"], AC["{7}"]
+        (93.7, 92.8, 90.8, nan)
+    """
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    frame = frame.dropna(subset=source)
+    keys = [k for k in KEYS if k not in where and frame[k].nunique() > 1] or ["row"]
+    names = frame[keys[0]] if len(keys) == 1 else zip(*(frame[k] for k in keys), strict=True)
+    return Numbers(zip(names, map(float, frame[source]), strict=True))
+
+
 def side_by_side(
     frame: pd.DataFrame, rows: Sequence[str], across: Sequence[str], best: Sequence[str] | None = None
 ) -> MarkedTable:
     """A comparison as a reader wants it: below each other paper, released code and here, each where there is a number.
 
     rows, across: columns of the comparison that become rows and columns. best: columns within which the best of the
-    paper's numbers is marked, and the second best; None marks none. A deviation stands behind its number; a dash is the
-    paper's own.
+    paper's numbers is marked, and among more than three the second best; None marks none. A deviation stands behind its
+    number; a dash is the paper's own.
     """
     text, mark = [], []
     marks = _marks(frame, best)
@@ -145,9 +179,16 @@ def side_by_side(
             if pd.notna(line[source]) or dash:
                 text.append(shared | {"source": name, "text": "–" if dash else _written(line, source)})
                 mark.append(shared | {"source": name, "text": marked if source == "paper" else ""})
-    keys = {"index": [*rows, "source"], "columns": list(across), "values": "text"}
-    wide = [pd.DataFrame(long).pivot_table(**keys, aggfunc="first", sort=False).fillna("") for long in (text, mark)]
-    return MarkedTable(*(cells.rename_axis(columns=[None] * cells.columns.nlevels) for cells in wide))
+    return MarkedTable(*(_wide(pd.DataFrame(long), [*rows, "source"], list(across)) for long in (text, mark)))
+
+
+def _wide(long: pd.DataFrame, rows: list[str], across: list[str]) -> pd.DataFrame:
+    """The column `text` by rows and columns, both in the order in which they come."""
+    cells = long.drop_duplicates([*rows, *across]).set_index([*rows, *across])["text"].unstack(across).fillna("")
+    order = long[rows].drop_duplicates(), long[across].drop_duplicates()
+    down, along = (pd.MultiIndex.from_frame(frame) for frame in order)
+    cells = cells.reindex(index=down, columns=along if len(across) > 1 else along.get_level_values(0))
+    return cells.rename_axis(columns=[None] * cells.columns.nlevels)
 
 
 def _written(line: dict, source: str) -> str:
@@ -165,5 +206,6 @@ def _marks(frame: pd.DataFrame, within: Sequence[str] | None) -> list[str]:
     sign = np.where(frame["metric"].isin(LOW), -1.0, 1.0)
     worth = (sign * frame["paper"]).where(~frame["metric"].isin(UNMARKED))
     place = worth.groupby([frame[c] for c in (*within, "metric")]).rank(ascending=False, method="dense")
-    several = worth.groupby([frame[c] for c in (*within, "metric")]).transform("count") > 1
-    return list(place.map({1: "best", 2: "second"}).where(several, "").fillna(""))
+    rivals = worth.groupby([frame[c] for c in (*within, "metric")]).transform("count")
+    best, second = (place == 1) & (rivals > 1), (place == 2) & (rivals > 3)
+    return list(np.select([best, second], ["best", "second"], default=""))

@@ -51,8 +51,9 @@ def figure_1(lab: Profile) -> Drawn:
         _look_alikes(line, features, pictures, (i, patch), D[i, :, patch], colour)
         line[0].set_ylabel(f"{kind} patch", fontsize=10, color=colour)
         alike = int((D[i, :, patch] < limit).sum())
-        found.append((f"images of {len(D) - 1} that show the {kind} patch's like", _SAID[kind], str(alike)))
+        found.append((f"images with the like of the {kind} patch", _SAID[kind], alike))
         found.append((f"median distance of the {kind} patch", "", float(np.median(D[i, :, patch]))))
+    found.append(("other images", "", D.shape[1]))
     bottom.suptitle("(c) in numbers: a patch, and the nearest one of other images with its distance", fontsize=10)
     return figure, says(*found), (dataset,)
 
@@ -125,7 +126,7 @@ def figure_2(lab: Profile) -> Drawn:
     features, result = lab.features(dataset, name), lab.result(dataset, name)
     if result.class_tokens is None:
         raise DataError(f"Figure 2 needs class tokens, and {lab.config.backbone} has none.")
-    raw, final = result.raw_image_scores, result.image_scores
+    raw = result.raw_image_scores
     paths = [s.name for s in features.samples]
     place = [result.paths.index(path) for path in paths]
     i = int(np.argmax(raw[place]))
@@ -143,15 +144,15 @@ def figure_2(lab: Profile) -> Drawn:
 
     figure = Figure(figsize=(9.5, 4.8))
     grid = figure.add_gridspec(3, 6, left=0.01, right=0.985, top=0.8, bottom=0.08, wspace=0.45, hspace=0.2)
-    columns: list[tuple[str, Sequence[NDArray], tuple[str, ...]]] = [
-        ("images $D_u$", pictures, ("$I_1$", "$I_2$", "$I_3$")),
-        (f"patch tokens\nstage {stage + 1}", colours, ("$F_1$", "$F_2$", "$F_3$")),
+    columns: list[tuple[str, list[NDArray], tuple[str, ...]]] = [
+        ("images $D_u$", list(pictures), ("$I_1$", "$I_2$", "$I_3$")),
+        (f"patch tokens\nstage {stage + 1}", list(colours), ("$F_1$", "$F_2$", "$F_3$")),
         (
             "LNAMD\nof $I_1$",
             [figures.pca_rgb(t, features.grids[stage])[0] for t in degrees],
             ("r = 1", "r = 3", "r = 5"),
         ),
-        ("MSM, Eq. 1\n$a(I_j)$", D[:3], ("by $I_2$", "by $I_3$", "by $I_4$")),
+        ("MSM, Eq. 1\n$a(I_j)$", list(D[:3]), ("by $I_2$", "by $I_3$", "by $I_4$")),
     ]
     for c, (title, pictures_of, names) in enumerate(columns):
         for r, (picture, word) in enumerate(zip(pictures_of, names, strict=True)):
@@ -169,9 +170,11 @@ def figure_2(lab: Profile) -> Drawn:
     for c in range(5):
         figure.text(0.1665 + 0.1715 * c, 0.44, "→", ha="center", va="center", fontsize=18, color=INK)
     found = (
-        ("patch tokens of an image", "", str(tokens.shape[1])),
-        ("image score before RsCIN, $I_1$", "", float(raw[place[i]])),
-        ("image score after RsCIN, $I_1$ (min-max)", "", float(final[place[i]])),
+        ("patch tokens of an image", "", tokens.shape[1]),
+        ("maximum of the map of $I_1$", "", float(result.anomaly_maps[place[i]].max())),
+        ("image score of $I_1$", "", float(raw[place[i]])),
+        ("AUROC before RsCIN", "", result.metrics["image_before_rscin"]["auroc"]),
+        ("AUROC after RsCIN", "", result.metrics["image"]["auroc"]),
     )
     return figure, says(*found), (dataset,)
 
