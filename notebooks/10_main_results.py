@@ -139,7 +139,7 @@ verdict(
 # neighbours, each other image gives every patch a distance, their lowest 30 % are averaged over degrees and stages to a map, its maximum is
 # the image score, and RsCIN replaces the scores by means over images with similar class tokens.
 
-# %% mystnb={"figure": {"caption": "The paper's Figure 2, every panel computed: one stand-in category from images to scores. Right below: orange anomalous images, blue normal ones.", "name": "fig-figure-2"}, "image": {"alt": "Columns of panels joined by arrows: three images, their tokens as colours, one image's tokens at three aggregation degrees, its distances to three images, its anomaly map with the maximum marked, a similarity matrix, and scores before and after re-scoring."}}
+# %% mystnb={"figure": {"caption": "The paper's Figure 2, every panel computed: one stand-in category from images to scores. The distances share one scale. Right below: orange anomalous images, blue normal ones.", "name": "fig-figure-2"}, "image": {"alt": "Columns of panels joined by arrows: three images, their tokens as colours, one image's tokens at three aggregation degrees, its distances to three images, its anomaly map with the maximum marked, a similarity matrix, and scores before and after re-scoring."}}
 figure_2 = reproduce.make("figure_2", lab)
 figure_2.figure
 
@@ -183,7 +183,7 @@ print(f"{N} x {N - 1} x {M} x {M} x 4 x 3 = {compared:,}")
 # ## Table 1: zero-shot and few-shot methods
 #
 # Seven metrics in percent: AUROC, F1-max and AP of the image scores, the same three of the pixels, and PRO ([the metrics](06_metrics.ipynb)).
-# Behind ± stands the deviation over the draws of the four reference images. The paper prints MuSc in both blocks; it has no reference image.
+# Behind ± stands the deviation over the draws of the four reference images. The paper prints MuSc among the four-shot methods too; it has no reference image there either.
 
 # %%
 table_1 = reproduce.make("table_1", lab)

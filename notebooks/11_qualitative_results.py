@@ -24,7 +24,7 @@
 # The paper shows maps of every category: six in the main text beside another method's (Fig. 6), all 27 in its appendix (Fig. 11 to 16). Its
 # pictures cannot be measured; [Tables 17 and 18](18_per_category.ipynb) give the numbers of the same categories. Here each figure is made
 # again from whatever data set is there. **For this page that is the synthetic one**: every picture below shows other products than the paper's.
-# Each comes with the numbers of the images that it shows.
+# Each comes with the numbers of the images that it shows. All maps of a figure share one colour scale; the line is the edge of the mask.
 
 # %% tags=["parameters"]
 profile = "demo"  # "paper": MVTec AD, VisA, BTAD from data_root

@@ -26,9 +26,8 @@ def chosen_metrics(frame: pd.DataFrame) -> list[str]:
 
 
 def named(frame: pd.DataFrame, labels: Sequence[str]) -> pd.Series:
-    """What names each row of a picture: its cells in the columns `labels`, in words; blocks of Tab. 1 are one."""
-    words = frame[list(labels)].astype(str).replace(NAMES).agg(" ".join, axis=1)
-    return words.str.replace(r"\S+ block |  +", " ", regex=True).str.replace("  ", " ").str.strip()
+    """What names each row of a picture: its cells in the columns `labels`, in words."""
+    return frame[list(labels)].astype(str).replace(NAMES).agg(" ".join, axis=1).str.replace("  ", " ").str.strip()
 
 
 def dots(frame: pd.DataFrame, labels: Sequence[str], metrics: Sequence[str] = ()) -> Figure:
@@ -98,7 +97,7 @@ def dumbbells(
 
 def _panels(names: Sequence[str], metrics: Sequence[str]) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(3.1 * len(metrics) + 1.8, 0.25 * len(names) + 1.3), layout="constrained")
-    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    axes = list(figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0])
     for ax, metric in zip(axes, metrics, strict=True):
         ax.set_xlabel(NAMES[metric] + ("" if "[" in NAMES[metric] else " [%]"))
         ax.grid(axis="both", color=GRID, linewidth=0.6)

@@ -30,12 +30,15 @@ NAMES = {
     "pro": "PRO",
     "time_ms": "time [ms per image]",
     "gpu_mb": "GPU memory [MB]",
+    "0-shot block": "0-shot",
+    "4-shot block": "4-shot",
     "subset_images_min": "least images",
     "subset_images_max": "most images",
     "": "",
 }
 # Where a number comes from: columns of a comparison, and how a reader finds them named.
 SOURCES = {"paper": "paper", "elsewhere": "paper, Tab. 13", "released": "released code", "here": "here"}
+HEADINGS = {"dataset": "data set", "row": "case"}  # of columns that name rows, where others than in the frame
 LOW = ("time_ms", "gpu_mb")  # the less, the better
 UNMARKED = ("subset_images_min", "subset_images_max")
 DEFAULT: dict[int, str | None] = {
@@ -188,14 +191,14 @@ def _wide(long: pd.DataFrame, rows: list[str], across: list[str]) -> pd.DataFram
     order = long[rows].drop_duplicates(), long[across].drop_duplicates()
     down, along = (pd.MultiIndex.from_frame(frame) for frame in order)
     cells = cells.reindex(index=down, columns=along if len(across) > 1 else along.get_level_values(0))
-    return cells.rename_axis(columns=[None] * cells.columns.nlevels)
+    return cells.rename_axis(columns=[None] * cells.columns.nlevels).rename_axis(index=HEADINGS)
 
 
 def _written(line: dict, source: str) -> str:
     value, metric = line[source], line["metric"]
     if metric in LOW or metric in UNMARKED:
         return f"{value:.1f}".removesuffix(".0")
-    spread = f" ± {line['spread']:.1f}" if source == "paper" and pd.notna(line["spread"]) else ""
+    spread = f"±{line['spread']:.1f}" if source == "paper" and pd.notna(line["spread"]) else ""
     return f"{value:.1f}{spread}"
 
 

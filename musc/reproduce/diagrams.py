@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from musc import lnamd, msm
@@ -45,8 +45,8 @@ def figure_1(lab: Profile) -> Drawn:
     found: Said = []
     axes = bottom.subplots(2, SHOWN + 1, gridspec_kw={"left": 0.05, "right": 0.99, "top": 0.82, "bottom": 0.01})
     for line, patch, kind, colour in (
-        (axes[0], normal, "normal", figures.BLUE),
-        (axes[1], abnormal, "abnormal", figures.ORANGE),
+        (list(axes[0]), normal, "normal", figures.BLUE),
+        (list(axes[1]), abnormal, "abnormal", figures.ORANGE),
     ):
         _look_alikes(line, features, pictures, (i, patch), D[i, :, patch], colour)
         line[0].set_ylabel(f"{kind} patch", fontsize=10, color=colour)
@@ -61,7 +61,7 @@ def figure_1(lab: Profile) -> Drawn:
 _SAID = {"normal": "relatively many", "abnormal": "only a few"}
 
 
-def _ways(part: Figure, test: NDArray, bank: Sequence[NDArray], others: Sequence[NDArray], product: str) -> None:
+def _ways(part: SubFigure, test: NDArray, bank: Sequence[NDArray], others: Sequence[NDArray], product: str) -> None:
     """The paper's three panels: what the test image is compared with."""
     words = (
         ("(a) one-class: a memory bank", "needs many normal images"),
@@ -106,7 +106,9 @@ def _look_alikes(
         other = int(j) + int(j >= i)  # row i leaves itself out
         nearest = int(torch.cdist(tokens[i, patch][None], tokens[other]).argmin())
         every.append((other, nearest, f"{distances[j]:.2f}"))
-    for ax, (image, where, title) in zip(line, every, strict=True):
+    for ax in line[len(every) :]:
+        ax.set_axis_off()
+    for ax, (image, where, title) in zip(line, every, strict=False):
         ax.imshow(_crop(pictures[image], where, grid))
         ax.set_title(title, fontsize=9)
         ax.set(xticks=[], yticks=[])

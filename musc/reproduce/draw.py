@@ -150,8 +150,8 @@ def figure_4(lab: Profile) -> Drawn:
     for ax, (title, normal, anomalous) in zip(axes.flat, panels, strict=True):
         figures.two_histograms(ax, normal, anomalous, edges)
         ax.set_title(title, fontsize=10)
-        if len(normal) or len(anomalous):
-            ax.legend(frameon=False, fontsize=9)
+    handles, names = axes[1, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     for ax in axes[1]:
         ax.set_xlabel("distance between unit vectors")
     return (

@@ -43,7 +43,7 @@ METHODS = Layout(("method", "setting"), best=("dataset",))
 SETTINGS = Layout(("row",), ("dataset", "metric"), best=("dataset",))  # of MuSc, on both data sets
 LAYOUT: dict[int, Layout] = dict.fromkeys((2, 14, 15, 16), METHODS) | dict.fromkeys((3, 4, 8, 9, 10), SETTINGS)
 LAYOUT |= dict.fromkeys((17, 18), Layout(("category",))) | {
-    1: Layout(("dataset", "row", "method", "setting"), best=("dataset", "row")),
+    1: Layout(("dataset", "row", "method"), best=("dataset", "row")),
     5: Layout(("dataset", "row"), best=("dataset",), change=("w/o", "w")),
     6: Layout(("row",)),
     7: Layout(("dataset", "row"), best=("dataset",)),
