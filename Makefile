@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 # Without a GPU the pair of torch and torchvision is pinned, so that pip never fetches CUDA builds of torch.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 
-.PHONY: book test nightly lint setup browser demo clean
+.PHONY: book test nightly lint setup browser demo weights clean
 
-book: setup demo
+book: setup demo weights
 	$(BIN)/python -m tools.book build
 
 # The CPU engine's kernels are compiled first. Then a process for every core, up to four: each keeps the files that it
@@ -30,7 +30,11 @@ lint: setup
 	$(BIN)/lint-imports
 
 demo: setup
-	$(BIN)/musc evaluate synthetic --out results
+	$(BIN)/musc evaluate synthetic --backbone procedural --out results
+
+# Networks that saw photographs, 88 MB each; pages that show them keep what was committed where none can be fetched.
+weights: setup
+	@$(BIN)/musc weights dinov2_vits14 focus_vits14 || echo "the book goes on without the weights that are missing"
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt

@@ -19,7 +19,23 @@ REDUCTIONS = ("mean", "min", "max")
 MASK_PROTOCOLS = ("clean", "official")
 TILE_POOLS = ("position", "all")
 CONSISTENCY = ("off", "warn", "correct")
+AGGREGATIONS = ("lnamd", "snamd")
+RESCORINGS = ("rscin", "rscon")
+OTHER_METHODS = ("anomalydino", "subspacead", "patchcore", "spade", "padim", "winclip")  # no mutual scoring
+# What a method by name sets, where it is at its default.
+PRESETS: dict[str, dict[str, Any]] = {
+    "musc+": {"references": 0, "interval": (0.0, 1.0), "reduction": "min"},
+    "muscv2": {"aggregation": "snamd", "rescoring": "rscon", "windows": (7,)},
+}
+NEED_REFERENCES = ("musc+", "patchcore", "spade", "padim")
+METHODS = ("musc", *PRESETS, *OTHER_METHODS)
 PAPER_WINDOWS: dict[str, tuple[float, ...]] = {"mvtec_ad": (2, 3), "btad": (2, 3), "visa": (8, 9)}
+
+# Settings of mutual scoring, which other methods leave at their defaults.
+MUTUAL_ONLY = (
+    "degrees", "aggregation", "interval", "reduction", "rescoring", "references", "subsets", "precision",
+    "position_window", "tiles", "consistency",
+)  # fmt: skip
 
 
 def _setting(
@@ -49,7 +65,14 @@ class MuScConfig:
         musc.errors.ConfigError: seed = -1: give a whole number from 0.
     """
 
-    backbone: str = _setting("procedural", help="the network, by a name that `musc backbones` lists")
+    method: str = _setting(
+        "musc", help="musc; musc+, by reference images alone (Eq. 9-11); muscv2, which is snamd, rscon and windows 7; "
+        "or another method on the same tokens, with its paper's settings and not those of MuSc", choices=METHODS,
+    )  # fmt: skip
+    backbone: str = _setting(
+        "procedural", help="the network, by a name that `musc backbones` lists, or auto: "
+        "the best whose weights are on this machine, of dinov2_vits14, focus_vits14 and the embedded one",
+    )  # fmt: skip
     weights: str | None = _setting(
         None, help='local weight file, or "random" for an untrained network', metavar="FILE", unset="the backbone's own"
     )
@@ -60,6 +83,10 @@ class MuScConfig:
         None, help="blocks whose tokens are used, counted from 1", metavar="L,..", unset="the backbone's own"
     )
     degrees: tuple[int, ...] = _setting((1, 3, 5), help="aggregation degrees r of LNAMD (Sec. 3.1)", metavar="R,..")
+    aggregation: str = _setting(
+        "lnamd", help="of neighbouring patches: lnamd scores every degree by itself (Sec. 3.1), snamd averages them "
+        "first, as MuSc-V2 does, in about a third of the time", choices=AGGREGATIONS,
+    )  # fmt: skip
     interval: tuple[float, float] = _setting(
         (0.0, 0.3), help="the part of the sorted distances that MSM averages (Eq. 2)", metavar="LO,HI"
     )
@@ -69,6 +96,10 @@ class MuScConfig:
     windows: tuple[float, ...] = _setting(
         (2, 3), help="k of RsCIN, counting the image itself; the paper has 8,9 on VisA; inf for all images, empty for "
         "no RsCIN", metavar="K,..",
+    )  # fmt: skip
+    rescoring: str = _setting(
+        "rscin", help="by class tokens (rscin, Sec. 3.3), or by the tokens of the most anomalous patches (rscon, as "
+        "MuSc-V2 does, whose windows are 7), for networks without a class token too", choices=RESCORINGS,
     )  # fmt: skip
     references: int | None = _setting(
         None, help="score against so many randomly drawn images; 0: against given reference images alone",
@@ -136,6 +167,11 @@ class MuScConfig:
                 require(fits or value is None, f.name, f"give a whole number from {least}, or leave it out.")
             else:
                 require(fits, f.name, f"give a whole number from {least}.")
+        for name, value in PRESETS.get(self.method, {}).items():
+            if getattr(self, name) == _DEFAULTS[name]:
+                object.__setattr__(self, name, value)
+        if not self.mutual:
+            self.check_unused(MUTUAL_ONLY, f"the method {self.method}")
         low, high = self.interval if len(self.interval) == 2 else (math.nan, math.nan)
         require(
             0 <= low < high <= 1,
@@ -178,6 +214,16 @@ class MuScConfig:
             "every image must score every other: leave references out, and compare tiles by position.",
         )
 
+    @property
+    def mutual(self) -> bool:
+        """Whether the method is mutual scoring; the others use no setting of it."""
+        return self.method not in OTHER_METHODS
+
+    def check_mutual(self, where: str) -> None:
+        """Raises ConfigError where the method is none of mutual scoring, which `where` is made for."""
+        if not self.mutual:
+            raise ConfigError(f"method = {self.method!r} is not for {where}: choose musc, musc+ or muscv2.")
+
     def replace(self, **changes: Any) -> MuScConfig:
         """The same settings but for `changes`."""
         return dataclasses.replace(self, **changes)
@@ -213,6 +259,8 @@ class MuScConfig:
             values["position_window"] = math.inf
         return cls(**values)
 
+
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(MuScConfig)}
 
 # The list of settings in the docstring is made from the fields, so that it names all of them with their defaults.
 MuScConfig.__doc__ = f"{inspect.cleandoc(MuScConfig.__doc__ or '')}\n\nAttributes:\n" + "\n".join(

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -29,6 +27,7 @@ from musc.backbones import Backbone, Tokens
 from musc.datasets.base import Sample, Skipped
 from musc.datasets.images import content_key, preprocess, read_image
 from musc.errors import ConfigError, DataError
+from musc.saving import sweep, whole
 
 CACHE_VERSION = 2  # part of every address: raise it when the meaning of the stored tokens changes
 
@@ -105,7 +104,7 @@ class TokenCache:
         }
         digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8).hexdigest()
         self.folder = folder / f"{backbone.spec.name.replace('/', '-')}-{digest}" if folder else None
-        self._write_failed = False
+        self._write_failed, self._swept = False, False
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The tokens of the image with that content key; None where they are not stored or cannot be read."""
@@ -120,14 +119,14 @@ class TokenCache:
         """Store tokens. A full disk costs the cache, never the run: it is said once, and the run goes on."""
         if self.folder is None or self._write_failed:
             return
-        partial = self.folder / f".{key}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_file(tokens, partial)
-            os.replace(partial, self.folder / f"{key}.safetensors")
+            if not self._swept:
+                sweep(self.folder)
+                self._swept = True
+            with whole(self.folder / f"{key}.safetensors") as path:
+                safetensors.torch.save_file(tokens, path)
         except (OSError, SafetensorError) as error:
             self._write_failed = True
-            partial.unlink(missing_ok=True)
             warnings.warn(f"features are not cached, since {self.folder} cannot be written ({error})", stacklevel=2)
 
 

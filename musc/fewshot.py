@@ -28,7 +28,8 @@ from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references
 from musc.pipeline import MuSc
 from musc.results.evaluation import evaluate, read_truth
-from musc.scoring.maps import upsample
+from musc.scoring.aggregation import SalientTokens, prepared
+from musc.scoring.maps import PatchScores, anomaly_maps
 
 METHODS = ("MuSc", "MuSc+")
 SHOTS: tuple[int | None, ...] = (0, 1, 2, 4, 8, 16, 32, None)  # rows of Tab. 15 and 16; None: all references
@@ -205,18 +206,38 @@ def draw_maps(features: Features, references: Features, draws: Sequence[Draw], m
         >>> [(d.method, d.setting, tuple(m.shape)) for d, m in maps.items()][1:]
         [('MuSc', 'full-shot', (3, 64, 64)), ('MuSc+', 'full-shot', (3, 64, 64))]
     """
+    size = musc.config.map_size or musc.backbone.image_size
+    found = draw_patch_scores(features, references, draws, musc)
+    return {d: anomaly_maps(scores, size) for d, scores in found.items()}
+
+
+def draw_patch_scores(
+    features: Features, references: Features, draws: Sequence[Draw], musc: MuSc
+) -> dict[Draw, PatchScores]:
+    """Patch scores of every draw before the upsampling, by patch grid: `draw_maps` makes maps of them.
+
+    Example:
+        >>> from musc.datasets import load_category
+        >>> tile = load_category("synthetic", name="tile", good=2, defects=1, train=2, size=64)
+        >>> musc = MuSc(MuScConfig(weights="random", image_size=64, workers=0, device="cpu"))
+        >>> features, normal = musc.features(tile.samples), musc.features(tile.train)
+        >>> (scores,) = draw_patch_scores(features, normal, plan_draws(R=2, shots=(0,)), musc).values()
+        >>> [(grid, len(values)) for grid, values in scores.items()] == [(features.grids[0], 3)]
+        True
+    """
     check_references(features, references)
+    musc.config.check_mutual("sweeps")
     musc.config.check_unused(("references", "subsets", "tiles", "consistency"), "sweeps")
-    c, size = musc.config, musc.config.map_size or musc.backbone.image_size
-    L = len(features.grids)
-    total: dict[tuple[Draw, tuple[int, int]], Tensor] = {}
+    c, L = musc.config, len(features.grids)
+    total: dict[Draw, PatchScores] = {d: {} for d in draws}
     stages = zip(features.patch_tokens, references.patch_tokens, features.grids, strict=True)
     for tokens, other, grid in tqdm(stages, total=L, desc="stages", disable=None if musc.progress else True):
-        tokens, other = tokens.to(musc.device), other.to(musc.device)
+        tokens, degrees = prepared(tokens.to(musc.device), c, grid)
+        other, _ = prepared(other.to(musc.device), c, grid)
         distances = partial(
             msm.stage_distances,
             tokens,
-            c.degrees,
+            degrees,
             grid=grid,
             precision=c.precision,
             block=c.block,
@@ -227,9 +248,8 @@ def draw_maps(features: Features, references: Features, draws: Sequence[Draw], m
         needed = N > 1 and any(d.method == "MuSc" for d in draws)
         mutual = distances() if needed else reference.new_empty(D, N, 0, M)
         for d, scores in draw_scores(mutual, reference, draws, c.interval, c.reduction).items():
-            total[d, grid] = total.get((d, grid), 0) + scores.cpu() / L
-    grids = dict.fromkeys(features.grids)
-    return {d: torch.stack([upsample(total[d, g], g, size) for g in grids]).sum(dim=0) for d in draws}
+            total[d][grid] = total[d].get(grid, 0) + scores.cpu() / L
+    return total
 
 
 def sweep(
@@ -281,7 +301,7 @@ def sweep(
     values = musc.value_range(*category.samples, *pool.samples)
     features, normal = (musc.features(given.samples, values) for given in (category, pool))
     draws = plan_draws(len(normal), shots, seeds, methods)
-    rows = _measure(category, musc, features, draw_maps(features, normal, draws, musc), pixels)
+    rows = _measure(category, musc, features, draw_patch_scores(features, normal, draws, musc), pixels)
     frame = pd.DataFrame(rows)
     if finished:
         finished.parent.mkdir(parents=True, exist_ok=True)
@@ -292,13 +312,16 @@ def sweep(
 
 
 def _measure(
-    category: Category, musc: MuSc, features: Features, maps: Mapping[Draw, Tensor], pixels: bool
+    category: Category, musc: MuSc, features: Features, scores: Mapping[Draw, PatchScores], pixels: bool
 ) -> list[dict]:
-    size = next(iter(maps.values())).shape[1] if pixels else None
-    truth, rows = read_truth(category.dataset, features.samples, size), []
-    for d, drawn in maps.items():
+    size = musc.config.map_size or musc.backbone.image_size
+    truth, rows = read_truth(category.dataset, features.samples, size if pixels else None), []
+    for d, patch_scores in scores.items():
+        drawn = anomaly_maps(patch_scores, size)
         raw = drawn.flatten(1).amax(dim=1)  # c_i: [N]
-        final, _ = musc.rescored(raw, features.class_tokens)
+        rscon = musc.config.rescoring == "rscon"
+        tokens = SalientTokens(musc.config).add(features, patch_scores) if rscon else features.class_tokens
+        final, _ = musc.rescored(raw, tokens)
         measured = evaluate(truth, final, raw, drawn if pixels else None)
         for group, metrics in measured.items():
             for metric, value in metrics.items():

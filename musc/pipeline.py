@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from musc.backbones import Backbone, load_backbone, resolve_device
+from musc.backbones import AUTO, Backbone, choose_backbone, load_backbone, resolve_device
 from musc.config import MuScConfig
 from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample
@@ -26,9 +26,12 @@ from musc.datasets.images import content_key
 from musc.datasets.values import ValueRange, value_range
 from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references, extract
+from musc.methods import registry
+from musc.methods.base import image_scores, method_maps
 from musc.results import MuScResult, environment
 from musc.results.evaluation import evaluate, read_truth
 from musc.scoring import tiles
+from musc.scoring.aggregation import SalientTokens
 from musc.scoring.maps import anomaly_maps, patch_scores, rescored
 from musc.sources import numerical_version
 
@@ -58,6 +61,9 @@ class MuSc:
         progress: bool = False,
     ) -> None:
         self.config = config or MuScConfig()
+        if self.config.backbone == AUTO:  # the result says which network it was, and so does its fingerprint
+            name = backbone.spec.name if backbone is not None else choose_backbone(self.config.weights)
+            self.config = self.config.replace(backbone=name)
         if backbone is not None:
             self.backbone = backbone
         self.cache = Path(cache) if cache else None
@@ -87,6 +93,7 @@ class MuSc:
             DataError: no readable image, a single one without references, or an image given twice.
             ConfigError, WeightsError: a setting or the weights do not work.
         """
+        registry.check(self.config, references is not None)
         category, pool = as_category(images), as_category(references) if references is not None else None
         for given, what in ((category, "images"), (pool, "reference images")):
             if given is not None and not given.samples:
@@ -96,7 +103,7 @@ class MuSc:
             values = self.value_range(*category.samples, *(pool or ()))
             features = self.features(category.samples, values)
             reference_features = self.features(pool.samples, values) if pool else None
-        if len(features) + (len(reference_features) if reference_features else 0) < 2:
+        if self.config.mutual and len(features) + (len(reference_features) if reference_features else 0) < 2:
             raise DataError(
                 "one image alone cannot be scored: MuSc compares images of one product with each other. "
                 "Add more images of it (from about 5 on the scores mean something), or give normal reference images."
@@ -105,14 +112,22 @@ class MuSc:
         images_read = [s for f in every for s in f.samples]
         found = copies(images_read, [k for f in every for k in f.keys], torch.cat([f.summary() for f in every]))
         notes = [*values.notes, *copies_note(images_read, found)]
-        with _timed(timings, "mutual scoring"):
-            maps = self.anomaly_maps(features, reference_features, notes)
+        own: Tensor | None = None
+        with _timed(timings, "mutual scoring" if self.config.mutual else self.config.method):
+            if self.config.mutual:
+                maps, tokens = self.maps_and_tokens(features, reference_features, notes)
+            else:
+                method = registry.build(self.config, self.backbone, category.name)
+                scores = method.score(features, reference_features)
+                maps, tokens = method_maps(method, scores, self.config.map_size or self.backbone.image_size), None
+                own = image_scores(scores, maps)
         if reference_features:
             how = "alone" if self.config.references == 0 else "too"
             notes.append(f"{len(reference_features)} reference images scored {how}.")
         return self.assemble(
-            category, features, maps, pool, reference_features, values=values, notes=notes, timings=timings
-        )
+            category, features, maps, pool, reference_features,
+            image_tokens=tokens, own_scores=own, values=values, notes=notes, timings=timings,
+        )  # fmt: skip
 
     def assemble(
         self,
@@ -122,6 +137,8 @@ class MuSc:
         pool: Category | None = None,
         references: Features | None = None,
         *,
+        image_tokens: Float[Tensor, "N D"] | None = None,
+        own_scores: Float[Tensor, "N"] | None = None,
         rescore: Rescore | None = None,
         values: ValueRange | None = None,
         notes: Sequence[str] = (),
@@ -129,14 +146,18 @@ class MuSc:
     ) -> MuScResult:
         """The result that anomaly maps make: image scores, RsCIN (or `rescore` in its place), metrics, where from.
 
-        pool, references: the reference images, if any, as a category and as tokens. values: how those of more than 8
-        bits were read.
+        pool, references: the reference images, if any, as a category and as tokens. image_tokens: what re-scoring
+        compares (None: the class tokens). own_scores: image scores of another method, which are not re-scored. values:
+        how those of more than 8 bits were read.
         """
         notes, timings = [*notes, *(f"{note.name}: {note.reason}" for note in category.notes)], timings or {}
-        raw_scores = maps.flatten(1).amax(dim=1)  # c_i = max of the map: [N]
-        with _timed(timings, "re-scoring"):
-            scores, said = (rescore or self.rescored)(raw_scores, features.class_tokens)
-            notes += said
+        tokens = features.class_tokens if image_tokens is None else image_tokens
+        # c_i = max of the map: [N]
+        scores = raw_scores = maps.flatten(1).amax(dim=1) if own_scores is None else own_scores
+        if own_scores is None:
+            with _timed(timings, "re-scoring"):
+                scores, said = (rescore or self.rescored)(raw_scores, tokens)
+                notes += said
         with _timed(timings, "metrics"):
             truth = read_truth(category.dataset, features.samples, maps.shape[1])
             measured = evaluate(truth, scores, raw_scores, maps)
@@ -149,7 +170,7 @@ class MuSc:
             image_scores=scores.float().cpu().numpy(),
             raw_image_scores=raw_scores.float().cpu().numpy(),
             anomaly_maps=maps.float().cpu().numpy(),
-            class_tokens=None if features.class_tokens is None else features.class_tokens.float().cpu().numpy(),
+            class_tokens=None if tokens is None else tokens.float().cpu().numpy(),
             labels=np.array([s.label for s in features.samples], dtype=np.int64) if known else None,
             defects=tuple(s.defect for s in features.samples),
             config=self.config.replace(full_scale=values.full_scale) if values else self.config,
@@ -191,17 +212,31 @@ class MuSc:
         With tiles the maps are those of `scoring.tiles.anomaly_maps`. notes receives warnings of consistent defects.
         Raises ConfigError where references and settings do not go together.
         """
+        return self.maps_and_tokens(features, references, notes)[0]
+
+    def maps_and_tokens(
+        self, features: Features, references: Features | None = None, notes: list[str] | None = None
+    ) -> tuple[Float[Tensor, "N H W"], Float[Tensor, "N D"] | None]:
+        """`anomaly_maps`, and the token of each image that re-scoring compares: the class token, or with rescoring =
+        "rscon" that of its most anomalous patch (`scoring.aggregation.SalientTokens`)."""
+        self.config.check_mutual("maps of mutual scoring")
         if references:
             check_references(features, references)
         elif self.config.references == 0:
             raise ConfigError("references = 0 lets reference images score alone, and none are given: give some.")
         score = partial(patch_scores, config=self.config, device=self.device, notes=notes, progress=self.progress)
+        salient = SalientTokens(self.config) if self.config.rescoring == "rscon" else None
         if self.config.tiles > 1:
-            return tiles.anomaly_maps(
+            maps = tiles.anomaly_maps(
                 features, references, self.config, image_size=self.backbone.image_size, device=self.device,
-                extract=self.features, score=score,
+                extract=self.features, score=score, salient=salient,
             )  # fmt: skip
-        return anomaly_maps(score(features, references), self.config.map_size or self.backbone.image_size)
+        else:
+            scores = score(features, references)
+            maps = anomaly_maps(scores, self.config.map_size or self.backbone.image_size)
+            if salient:
+                salient.add(features, scores)
+        return maps, salient.tokens if salient else features.class_tokens
 
     def rescored(
         self, raw_scores: Float[Tensor, "N"], class_tokens: Float[Tensor, "N D"] | None
@@ -236,8 +271,9 @@ class MuSc:
 def score_folder(folder: Path | str, config: MuScConfig | None = None, **settings: Any) -> MuScResult:
     """Score every image of a folder by the others: `MuSc(config).run(folder)` in one call.
 
-    folder: images of one product, flat or in the MVTec AD layout of one category. settings: fields of MuScConfig that
-    replace those of `config`. Raises what `MuSc.run` raises.
+    folder: images of one product, flat or in the MVTec AD layout of one category. config: without one, the backbone is
+    the best whose weights are on this machine ("auto"; the result's config has its name). settings: fields of
+    MuScConfig that replace those of `config`. Raises what `MuSc.run` raises.
 
     Example:
         >>> import tempfile
@@ -249,7 +285,7 @@ def score_folder(folder: Path | str, config: MuScConfig | None = None, **setting
         >>> result.paths, result.anomaly_maps.shape
         (('0.png', '1.png', '2.png'), (3, 64, 64))
     """
-    config = (config or MuScConfig()).replace(**settings)
+    config = (config or MuScConfig(backbone=AUTO)).replace(**settings)
     return MuSc(config).run(folder)
 
 

@@ -1,6 +1,9 @@
 """RsCIN: re-scoring with constrained image-level neighborhood (Sec. 3.3, Eq. 4-5, App. A.1.2).
 
 Stands alone: it needs the image scores of any method and one class token per image, nothing else of this package.
+RsCon of MuSc-V2 (arXiv 2511.10047) is the same with another token of the image, its most anomalous patch's:
+`rescore(image_scores, salient_tokens(patch_scores, tokens), windows=(7,))`. Its windows are {1, 7}, of which k = 1 is
+our term "+ C". No class token is needed: it works for Swin too.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -92,3 +96,31 @@ def rescore(
             )
         smoothed += (weights * scores[nearest]).sum(dim=1) / total
     return (smoothed / (len(windows) + 1)).to(image_scores.dtype)
+
+
+def salient_tokens(patch_scores: Float[Tensor, "N M"], tokens: Float[Tensor, "_ _ C"]) -> Float[Tensor, "N C"]:
+    """The token of each image's highest-scoring patch, of unit length: what RsCon puts in the class token's place.
+
+    s_i = Z_i^m / |Z_i^m| with m = argmax of a_i (the first of equal ones).
+
+    Args:
+        patch_scores: [N, M], Eq. 3.
+        tokens: [N, M, C], aggregated tokens of one stage on the same patches; in MuSc-V2 those of SNAMD, of the
+            second-to-last stage that is used.
+
+    Returns:
+        [N, C], unit vectors, in the tokens' dtype.
+
+    Raises:
+        ValueError: other images or patches in one than in the other.
+
+    Example:
+        >>> tokens = torch.tensor([[[3.0, 4.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 2.0]]])
+        >>> salient_tokens(torch.tensor([[0.9, 0.1], [0.2, 0.3]]), tokens)
+        tensor([[0.6000, 0.8000],
+                [0.0000, 1.0000]])
+    """
+    if tokens.shape[:2] != patch_scores.shape:
+        raise ValueError(f"patch scores {tuple(patch_scores.shape)} but tokens {tuple(tokens.shape)}: same patches.")
+    rows = torch.arange(len(tokens), device=tokens.device)
+    return F.normalize(tokens[rows, patch_scores.argmax(dim=1).to(tokens.device)], dim=-1)

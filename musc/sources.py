@@ -9,7 +9,7 @@ from pathlib import Path
 
 # No number of a result depends on these: how it is shown, and what only asks for it.
 NOT_NUMERICAL = (
-    "__main__.py", "errors.py", "sources.py", "cli/", "plugin/",
+    "__main__.py", "errors.py", "saving.py", "sources.py", "cli/", "plugin/",
     "results/figures.py", "results/folders.py", "results/pictures.py", "results/result.py", "results/tables.py",
     "results/thresholds.py", "reproduce/paper/", "reproduce/charts.py", "reproduce/comparison.py",
     "reproduce/diagrams.py", "reproduce/draw.py", "reproduce/gallery.py", "reproduce/registry.py",

@@ -9,15 +9,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from musc import msm
 from musc.config import MuScConfig
 from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample, Skipped
@@ -26,145 +24,9 @@ from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references, stored
 from musc.pipeline import MuSc
 from musc.results import MuScResult
-from musc.scoring.maps import upsample
-
-KEEP = ("recent", "reservoir")
-
-
-@dataclass
-class Held:
-    """An image of the pool: its raw tokens per stage, and its patches' distances [D, M] per stage to each other one,
-    by that one's number. Distances, not scores: an interval average cannot be updated from itself."""
-
-    name: str
-    stages: Sequence[Tensor]
-    distances: dict[int, list[Tensor]] = field(default_factory=dict)
-
-
-class MutualPool:
-    """Mutual scores (Eq. 1-3) of a growing or bounded pool, kept up to date: one comparison per pair of images, ever.
-
-    Memory: the tokens of P images and 4 D P^2 M bytes of distances per stage. `comparisons` counts pairs of images.
-
-    Args:
-        config: degrees, interval, reduction, precision, block and position_window of mutual scoring.
-        grids: patch grid (rows, columns) of each stage.
-        capacity: images held at most (None: all). keep: "recent" drops the oldest; "reservoir" keeps a uniform random
-            sample of all that came, drawn by `seed`.
-        references: raw tokens per stage [R, M, C] of normal images that score every image, and are never dropped.
-    """
-
-    def __init__(
-        self,
-        config: MuScConfig,
-        grids: Sequence[tuple[int, int]],
-        *,
-        capacity: int | None = None,
-        keep: str = "recent",
-        seed: int = 0,
-        references: Sequence[Float[Tensor, "R M _"]] | None = None,
-    ) -> None:
-        if capacity is not None and capacity < 1:
-            raise ConfigError(f"capacity = {capacity}: a pool holds at least one image; give None for no bound.")
-        if keep not in KEEP:
-            raise ConfigError(f"keep = {keep!r}: choose one of {', '.join(KEEP)}.")
-        self.config, self.grids, self.capacity, self.keep = config, tuple(grids), capacity, keep
-        self.rng = np.random.default_rng(seed)
-        R = len(references[0]) if references else 0
-        self.references = [Held(f"reference {j}", [stage[j] for stage in references or ()]) for j in range(R)]
-        self.held: dict[int, Held] = {}  # by number of arrival, oldest first
-        self.seen = self.comparisons = 0
-
-    def __len__(self) -> int:
-        return len(self.held)
-
-    def push(self, name: str, stages: Sequence[Float[Tensor, "M _"]]) -> list[Float[Tensor, "M"]] | None:
-        """Score a new image by the pool, let the pool's scores know of it, and keep it if there is room for it.
-
-        Returns its patch scores per stage, averaged over degrees (Eq. 2); None for the very first image, which nothing
-        can score yet. Raises DataError where `name` is in the pool already or its tokens do not fit: the pool stays as
-        it was.
-        """
-        self._check(name, stages)
-        others: dict[int, Held] = {-1 - j: ref for j, ref in enumerate(self.references)} | self.held
-        new, number = Held(name, list(stages)), self.seen
-        back: dict[int, list[Tensor]] = {p: [] for p in others}
-        there: dict[int, list[Tensor]] = {p: [] for p in others}
-        c = self.config
-        for n, tokens in enumerate(stages if others else ()):
-            to_pool, from_pool = msm.newcomer_distances(
-                tokens,
-                [other.stages[n] for other in others.values()],
-                c.degrees,
-                grid=self.grids[n],
-                precision=c.precision,
-                block=c.block,
-                position_window=c.position_window,
-            )
-            for slot, p in enumerate(others):
-                there[p].append(to_pool[:, slot].clone())  # a copy each: dropping an image frees its memory
-                back[p].append(from_pool[:, slot].clone())
-        # nothing of the pool changes before all that can fail is done
-        new.distances = there
-        scores = self._reduce(new) if others else None
-        self.comparisons += len(others)
-        self.seen += 1
-        admitted = self._make_room()
-        if admitted:
-            for p, other in self.held.items():
-                other.distances[number] = back[p]
-            new.distances = {p: d for p, d in there.items() if p < 0 or p in self.held}
-            self.held[number] = new
-        return scores
-
-    def scores(self) -> dict[str, list[Float[Tensor, "M"]]]:
-        """Patch scores per stage of every image held, by all the others held and the references; no new comparison.
-
-        Raises DataError where the pool holds nothing that could score.
-        """
-        if len(self.held) + len(self.references) < 2 or not self.held:
-            raise DataError(
-                f"the pool holds {len(self.held)} images and {len(self.references)} references: push at least two."
-            )
-        return {image.name: self._reduce(image) for image in self.held.values()}
-
-    def _reduce(self, image: Held) -> list[Tensor]:
-        c, scores = self.config, []
-        for n in range(len(self.grids)):
-            distances = torch.stack([stages[n] for stages in image.distances.values()], dim=1)  # [D, J, M]
-            scores.append(msm.interval_average(distances, c.interval, c.reduction).mean(dim=0))
-        return scores
-
-    def _make_room(self) -> bool:
-        """Drop an image where the pool is full; whether the new one may come in."""
-        if self.capacity is None or len(self.held) < self.capacity:
-            return True
-        numbers = list(self.held)
-        place = 0 if self.keep == "recent" else int(self.rng.integers(self.seen))  # `seen` counts the new one
-        if place >= self.capacity:
-            return False
-        gone = numbers[place]
-        del self.held[gone]
-        for other in self.held.values():
-            other.distances.pop(gone, None)
-        return True
-
-    def _check(self, name: str, stages: Sequence[Tensor]) -> None:
-        if any(image.name == name for image in self.held.values()):
-            raise DataError(f"{name} is in the pool already: an image that scores itself always looks normal.")
-        shapes = [tuple(tokens.shape) for tokens in stages]
-        if any(not torch.isfinite(tokens).all() for tokens in stages):
-            raise DataError(f"{name}: its tokens hold NaN or infinity; leave the image out.")
-        first = next(iter((*self.references, *self.held.values())), None)
-        known = [tuple(tokens.shape) for tokens in first.stages] if first else shapes
-        fits = len(shapes) == len(self.grids) and all(
-            s[0] == H * W for s, (H, W) in zip(shapes, self.grids, strict=True)
-        )
-        if shapes != known or not fits:
-            raise DataError(
-                f"{name} has tokens of {shapes}, the pool of {known} on grids {list(self.grids)}: "
-                "extract all with the same backbone, image size and stages."
-            )
+from musc.scoring.aggregation import SalientTokens
+from musc.scoring.maps import PatchScores, upsample
+from musc.scoring.pool import MutualPool
 
 
 @dataclass(frozen=True)
@@ -209,9 +71,8 @@ class Stream:
         stages = [t.to(musc.device) for t in normal.patch_tokens] if normal else None
         grids = musc.backbone.grids
         self.pool = MutualPool(c, grids, capacity=capacity, keep=keep, seed=c.seed, references=stages)
-        self.known: dict[
-            str, tuple[Features, float]
-        ] = {}  # held images by name: their tokens, raw score when last seen
+        # held images by name: their tokens; raw score and token for re-scoring when last seen
+        self.known: dict[str, tuple[Features, float, Tensor | None]] = {}
 
     def push(self, image: Sample | Path | str) -> Scored:
         """Score one image, perhaps keep it. Raises DataError (unreadable, or in the pool already); the pool stays.
@@ -222,7 +83,7 @@ class Stream:
         values = value_range([sample], self.values.full_scale)
         features = self.musc.features([sample], values)
         self.values = values
-        twin = next((name for name, (f, _) in self.known.items() if f.keys == features.keys), None)
+        twin = next((name for name, (f, *_) in self.known.items() if f.keys == features.keys), None)
         if twin is not None:
             raise DataError(f"{sample.name} is in the pool already as {twin}: it would score itself, and look normal.")
         if self.references:
@@ -230,7 +91,7 @@ class Stream:
         scores = self.pool.push(sample.name, [t[0].to(self.musc.device) for t in features.patch_tokens])
         map_ = None if scores is None else self._map(scores)
         raw = math.nan if map_ is None else float(map_.max())
-        self.known[sample.name] = (features, raw)
+        self.known[sample.name] = (features, raw, self._token(features, scores))
         score = self._rescored(sample.name, raw)
         names = {image.name for image in self.pool.held.values()}
         self.known = {name: kept for name, kept in self.known.items() if name in names}
@@ -242,26 +103,38 @@ class Stream:
         parts = [self.known[name][0] for name in scores]
         features = _stack(parts)
         maps = torch.stack([self._map(stages) for stages in scores.values()])
-        for name, drawn in zip(scores, maps, strict=True):
-            self.known[name] = (self.known[name][0], float(drawn.max()))
+        tokens = [self._token(f, stages) for f, stages in zip(parts, scores.values(), strict=True)]
+        for name, drawn, token in zip(scores, maps, tokens, strict=True):
+            self.known[name] = (self.known[name][0], float(drawn.max()), token)
+        given = _joined(tokens)
         category = Category("stream", "pool", features.samples)
         note = f"{len(features)} of {self.pool.seen} images of the stream are held"
         pool = Category("stream", "references", self.references.samples) if self.references else None
-        return self.musc.assemble(category, features, maps, pool, self.references, values=self.values, notes=[note])
+        return self.musc.assemble(
+            category, features, maps, pool, self.references, image_tokens=given, values=self.values, notes=[note]
+        )
 
     def _map(self, scores: Sequence[Tensor]) -> Tensor:
         size = self.musc.config.map_size or self.musc.backbone.image_size
         maps = [upsample(s[None].cpu(), grid, size)[0] for s, grid in zip(scores, self.pool.grids, strict=True)]
         return torch.stack(maps).mean(dim=0)
 
+    def _token(self, features: Features, scores: Sequence[Tensor] | None) -> Tensor | None:
+        """[1, D], what re-scoring compares of one image: see `MuSc.maps_and_tokens`."""
+        if self.musc.config.rescoring == "rscin" or scores is None:
+            return features.class_tokens
+        by_grid: PatchScores = {}
+        for grid, s in zip(self.pool.grids, scores, strict=True):
+            by_grid[grid] = by_grid.get(grid, 0) + s[None].cpu()
+        return SalientTokens(self.musc.config).add(features, by_grid)
+
     def _rescored(self, name: str, raw: float) -> float:
         """RsCIN among the images held and this one, with the raw scores that were last computed of each."""
-        scored = {n: (f, r) for n, (f, r) in self.known.items() if not math.isnan(r)}
+        scored = {n: (r, token) for n, (_, r, token) in self.known.items() if not math.isnan(r)}
         if name not in scored:
             return math.nan
-        tokens = [f.class_tokens for f, _ in scored.values()]
-        both = None if any(t is None for t in tokens) else torch.cat([t for t in tokens if t is not None])
-        final, _ = self.musc.rescored(torch.tensor([r for _, r in scored.values()]), both)
+        tokens = _joined([token for _, token in scored.values()])
+        final, _ = self.musc.rescored(torch.tensor([r for r, _ in scored.values()]), tokens)
         return float(final[list(scored).index(name)])
 
 
@@ -308,7 +181,7 @@ def score_against(
         raise DataError(category.skipped[0].reason if category.skipped else f"{category.name} holds no images.")
     values = musc.value_range(*category.samples)  # by the earlier result's full_scale, where it has one
     features = _new_ones(musc.features(category.samples, values), pool)
-    maps = musc.anomaly_maps(features, pool)
+    maps, image_tokens = musc.maps_and_tokens(features, pool)
 
     def rescore(raw: Tensor, class_tokens: Tensor | None) -> tuple[Tensor, list[str]]:
         scores, notes = torch.empty_like(raw), list[str]()
@@ -322,7 +195,9 @@ def score_against(
         return scores, notes
 
     note = f"scored against {len(pool)} images of {earlier.dataset} {earlier.category}."
-    result = musc.assemble(category, features, maps, None, pool, rescore=rescore, values=values, notes=[note])
+    result = musc.assemble(
+        category, features, maps, None, pool, image_tokens=image_tokens, rescore=rescore, values=values, notes=[note]
+    )
     result.category = f"{category.name}_against_{earlier.category}"
     result.threshold = earlier.threshold
     result.fingerprint = hashlib.blake2b("".join([result.fingerprint, *pool.keys]).encode(), digest_size=16).hexdigest()
@@ -368,19 +243,22 @@ def _new_ones(features: Features, pool: Features) -> Features:
 
 def _stack(parts: Sequence[Features]) -> Features:
     """Features of single images as one."""
-    first = parts[0]
-    tokens = [p.class_tokens for p in parts]
     return Features(
         [torch.cat(stage) for stage in zip(*(p.patch_tokens for p in parts), strict=True)],
-        None if first.class_tokens is None else torch.cat([t for t in tokens if t is not None]),
-        first.grids,
+        _joined([p.class_tokens for p in parts]),
+        parts[0].grids,
         tuple(p.samples[0] for p in parts),
         keys=tuple(p.keys[0] for p in parts),
     )
 
 
+def _joined(tokens: Sequence[Tensor | None]) -> Tensor | None:
+    return None if any(t is None for t in tokens) else torch.cat([t for t in tokens if t is not None])
+
+
 def _streamable(config: MuScConfig) -> MuScConfig:
     """`config`, checked. Raises ConfigError on settings that need the whole batch at once."""
+    config.check_mutual("new images and streams")
     if config.subsets > 1 or config.tiles > 1 or config.consistency != "off":
         raise ConfigError(
             f"subsets = {config.subsets}, tiles = {config.tiles}, consistency = {config.consistency!r}: they need all "

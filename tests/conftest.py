@@ -10,6 +10,9 @@ from jaxtyping import install_import_hook
 # Before torch is imported, and for the processes that tests start. Nearly all tensors here are small: threads that wait
 # for each other then take longer than one that works, ten times as long where another process has the second core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What "auto" means must not depend on the machine: only tests that ask for the real weights look where they lie.
+OWN_WEIGHTS = os.environ.get("MUSC_WEIGHTS")
+os.environ["MUSC_WEIGHTS"] = os.environ["HF_HUB_CACHE"] = str(Path(__file__).parent / "no_weights_here")
 
 # Wraps every annotated function of musc: a tensor of another shape than its signature says fails the test.
 _finder = install_import_hook("musc", "typecheck.checker").hook
@@ -28,6 +31,34 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data at {folder}: set MUSC_SHARED to the folder that holds data/ and weights/")
     return folder
+
+
+@pytest.fixture
+def own_weights(monkeypatch):
+    """The weights that `musc weights` brought to this machine are found, as outside of tests."""
+    monkeypatch.delenv("MUSC_WEIGHTS")
+    if OWN_WEIGHTS:
+        monkeypatch.setenv("MUSC_WEIGHTS", OWN_WEIGHTS)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """One running browser; skips where there is none, and fails there in CI or with MUSC_REQUIRE_BROWSER."""
+    from tools import browser
+
+    if browser.find() is None:
+        reason = "no Chromium: apt-get install chromium, or set CHROMIUM to its path"
+        if os.environ.get("CI") or os.environ.get("MUSC_REQUIRE_BROWSER"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with browser.Browser() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tab(chromium):
+    """One tab for many pages, one after the other: a new one costs a process."""
+    return chromium.open("about:blank")
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from musc.backbones import BACKBONES, load_backbone
-from musc.backbones import weights as weight_files
+from musc.backbones import BACKBONES, fetch, load_backbone
 from musc.backbones.weights import fit, load_strictly, read_state_dict
 from musc.errors import WeightsError
 
@@ -333,10 +332,10 @@ def hub(monkeypatch, tmp_path, trained):
 
 
 def test_hub_is_asked_once_and_the_revision_is_told(hub, monkeypatch):
-    monkeypatch.setattr(weight_files, "_reach_hub", lambda: None)
+    monkeypatch.setattr(fetch, "_reach_hub", lambda: None)
     first = load_backbone(NAME)
     assert first.weights_id == "timm/deit_tiny_patch16_224.fb_in1k/model.safetensors@0123456789ab"
-    assert [c[2] for c in hub] == [{"local_files_only": True}, {"etag_timeout": weight_files.HUB_TIMEOUT}]
+    assert [c[2] for c in hub] == [{"local_files_only": True}, {"etag_timeout": fetch.TIMEOUT, "force_download": False}]
     second = load_backbone(NAME)
     assert len(hub) == 3  # cached now: the network is not asked
     assert torch.equal(first.network.cls_token, second.network.cls_token)
@@ -349,17 +348,17 @@ def test_answers_of_the_hub(monkeypatch):
         def urlopen(*_, **__):
             raise error
 
-        monkeypatch.setattr(weight_files.urllib.request, "urlopen", urlopen)
+        monkeypatch.setattr(fetch.urllib.request, "urlopen", urlopen)
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     answer(urllib.error.HTTPError("u", 403, "forbidden", None, None))
-    weight_files._reach_hub()  # it is there
-    answer(urllib.error.URLError(weight_files.ssl.SSLCertVerificationError("self-signed")))
-    weight_files._reach_hub()  # the hub's client has its own certificates
+    fetch._reach_hub()  # it is there
+    answer(urllib.error.URLError(fetch.ssl.SSLCertVerificationError("self-signed")))
+    fetch._reach_hub()  # the hub's client has its own certificates
     for error in (urllib.error.URLError("no route"), TimeoutError("timed out")):
         answer(error)
         with pytest.raises(OSError, match="no connection to"):
-            weight_files._reach_hub()
+            fetch._reach_hub()
 
 
 # ------------------------------------------------------------------------------------------------ torchvision

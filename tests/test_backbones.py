@@ -154,7 +154,8 @@ def test_default_stages_and_sizes_are_the_papers():
     assert sizes == {14: 518, 16: 512, 8: 512, 32: 512}
     assert all(s.check_image_size(None) == s.image_size for s in BACKBONES.values())
     plain = {s.family for s in BACKBONES.values() if s.class_token == "normed"}
-    assert plain == {s.family for s in BACKBONES.values() if s.normed} == {"DINO", "DINOv2"}  # as in the released code
+    normed = {s.family for s in BACKBONES.values() if s.normed}
+    assert plain == normed == {"DINO", "DINOv2", "focus"}  # as in the released code
     assert BACKBONES["ViT-L-14-336"].grids(518, (6, 24)) == ((37, 37), (37, 37))
 
 

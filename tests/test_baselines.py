@@ -97,11 +97,11 @@ def test_equal_patches_are_not_chosen_twice():
 
 @pytest.mark.parametrize("neighbors", [1, 2, 3, 1000])
 def test_patchcore_equals_brute_force(train, test, neighbors):
-    model = PatchCore.fit(train, fraction=0.25, neighbors=neighbors)
-    assert model.stages == (1, 2)
-    assert len(model.memory) == 35
-    image_scores, patch_scores = model.score(test)
-    memory = model.memory.double().numpy()
+    method = PatchCore(fraction=0.25, neighbors=neighbors)
+    scores = method.score(test, train)
+    image_scores, patch_scores = scores.images, scores.patches[4, 5]
+    memory = method.memory(train).double().numpy()
+    assert len(memory) == 35
     for i, image in enumerate(plain_tokens(test, (1, 2), 3)):
         d = plain_distances(image, memory)
         np.testing.assert_allclose(patch_scores[i].numpy(), d.min(1), rtol=1e-5)
@@ -115,17 +115,17 @@ def test_patchcore_equals_brute_force(train, test, neighbors):
 
 def test_the_memory_is_made_of_normal_patches(train):
     bank = locally_aware_tokens(train, [1, 2], 3).flatten(0, 1)
-    model = PatchCore.fit(train, fraction=0.1)
-    assert torch.cdist(model.memory, bank).min(dim=1).values.max() < 1e-2
-    _, patch_scores = PatchCore.fit(train, fraction=1.0).score(train)
-    assert patch_scores.max() < 1e-2  # the whole bank knows every training patch
+    assert torch.cdist(PatchCore(fraction=0.1).memory(train), bank).min(dim=1).values.max() < 1e-2
+    scores = PatchCore(fraction=1.0).score(train, train)
+    assert scores.patches[4, 5].max() < 1e-2  # the whole bank knows every training patch
 
 
 @pytest.mark.parametrize(("K", "kappa"), [(50, 1), (3, 1), (3, 4), (1, 1000)])
 @pytest.mark.parametrize("classes", [True, False])
 def test_spade_equals_brute_force(K, kappa, classes):
     train, test = features(7, 0, classes=classes), features(5, 1, classes=classes)
-    image_scores, patch_scores = Spade.fit(train, K=K, kappa=kappa).score(test)
+    scores = Spade(K=K, kappa=kappa).score(test, train)
+    image_scores, patch_scores = scores.images, scores.patches[4, 5]
     level = [(f.class_tokens if classes else f.patch_tokens[-1].mean(1)).double().numpy() for f in (train, test)]
     bank, images = (plain_tokens(f, range(4), 1) for f in (train, test))
     for i in range(5):
@@ -143,7 +143,7 @@ def test_gain_on_the_synthetic_data_set(tiny_config):
     assert list(table["method"]) == ["SPADE", "SPADE", "PatchCore", "PatchCore"]
     assert list(table["rscin"]) == ["without", "with"] * 2
     features_of = [musc.features(samples) for samples in (category.train, category.samples)]
-    before, _ = Spade.fit(features_of[0]).score(features_of[1])
+    before = Spade().score(features_of[1], features_of[0]).images
     labels = torch.tensor([s.label for s in category.samples])
     for row, scores in ((0, before), (1, rscin.rescore(before, features_of[1].class_tokens, (2,)))):
         for name, value in metrics.image_metrics(labels, scores).items():
@@ -159,4 +159,4 @@ def test_gain_says_what_is_missing(tiny_config, photos):
     with pytest.raises(DataError, match="without labels"):
         rscin_gain(Category("toy", "cup", unlabeled, train=samples[:4]), musc)
     with pytest.raises(ConfigError, match="K = 0"):
-        Spade.fit(musc.features(samples), K=0)
+        Spade(K=0)

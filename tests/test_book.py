@@ -11,22 +11,13 @@ import pytest
 import yaml
 from nbformat import v4
 
-from tools import book, book_sphinx, notebooks
+from tools import book, book_sphinx, gate, notebooks
 from tools.notebooks import ROOT
 
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SCRIPTS = notebooks.scripts()
 TUTORIAL = [s for s in SCRIPTS if s.stem.startswith("0")]
-
-
-def pages(node=None):
-    """Every file of the table of contents, without suffix."""
-    node = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")) if node is None else node
-    if isinstance(node, list):
-        return [page for item in node for page in pages(item)]
-    found = [node[key] for key in ("root", "file") if key in node]
-    return found + [p for key in ("parts", "chapters", "sections") for p in pages(node.get(key, []))]
 
 
 def name_of(path):
@@ -46,7 +37,7 @@ def texts():
 
 
 def test_every_page_is_in_the_contents_once():
-    listed = pages()
+    listed = gate.pages()
     assert len(listed) == len(set(listed))
     files = [p.relative_to(ROOT).with_suffix("").as_posix() for p in (ROOT / "book").rglob("*.md")]
     files += [s.relative_to(ROOT).with_suffix("").as_posix() for s in SCRIPTS]
@@ -78,9 +69,28 @@ def test_settings_need_no_network():
         assert "url(http" not in (static / name).read_text()
 
 
-def test_launch_buttons_and_environment():
-    assert CONFIG["launch_buttons"]["colab_url"]
-    assert CONFIG["launch_buttons"]["binderhub_url"]
+def test_buttons_appear_where_the_repository_is_known():
+    def found(known, address):
+        config = book.settings({**CONFIG, "repository": {**CONFIG["repository"], "url": known}}, address)
+        launch = set(config["launch_buttons"]) & {"colab_url", "binderhub_url"}
+        return launch, config["html"].get("use_repository_button", False), config["repository"]["url"]
+
+    here, fork = "https://example.org/here", "https://example.org/fork"
+    assert found("", "") == (set(), False, "")
+    assert found(here, here) == ({"colab_url", "binderhub_url"}, True, here)
+    assert found(here, fork) == ({"colab_url", "binderhub_url"}, True, fork)
+    assert found("", fork) == ({"binderhub_url"}, True, fork)  # the notebooks would not know what to install on Colab
+
+
+def test_the_first_cell_installs_from_the_known_repository(workplace):
+    assert "git+https://example.org/musc" in notebooks.as_notebook(workplace).cells[1].source
+    (notebooks.ROOT / "_config.yml").write_text('repository: {url: ""}\n')
+    cell = notebooks.as_notebook(workplace).cells[1].source
+    assert "git+" not in cell
+    assert "pip install ." in cell
+
+
+def test_environment():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *packages, pip = environment["dependencies"]
     assert "-e .[all]" in pip["pip"]
@@ -270,7 +280,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "FOLDER", folder)
     monkeypatch.setattr(notebooks, "RECORD", folder / "execution.json")
     monkeypatch.setattr(
-        notebooks, "SETUP", "import sys\nsys.path.insert(0, '.')  # {repository}"
+        notebooks, "SETUP", "import sys\nsys.path.insert(0, '.')  # {remedy}"
     )  # the kernel starts in the notebooks' folder
     script = folder / "00_small.py"
     script.write_text(
@@ -376,6 +386,14 @@ def test_chapters_for_students_keep_exercises_and_lose_solutions(script):
     assert "{solution" not in prose
     assert prose.count("{exercise}") == prose.count(book.YOURS) >= 3
     assert "## Summary" in prose
+
+
+def test_long_names_may_break_after_their_parts_and_nothing_else():
+    page = "<p>msm.interval_average(x), 0.5 of a_1</p><pre>a.b_c</pre><a href='a_b.html'>$x_i$</a>"
+    page += r'<span class="math">\(a_i\)</span>'
+    context = {"body": page}
+    book_sphinx.breakable(None, "page", "", context, None)
+    assert context["body"] == page.replace("msm.interval_average(x)", "msm.<wbr>interval_<wbr>average(<wbr>x)")
 
 
 def test_docstrings_show_as_written():

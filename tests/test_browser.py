@@ -4,21 +4,16 @@ Without Chromium these tests are skipped, and fail where CI or MUSC_REQUIRE_BROW
 is missing or old (about a minute).
 """
 
-import os
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
 import torch
-from test_book import pages
 
 from musc import MuSc, MuScConfig, msm, rscin
-from tools import book, browser, interactive
-from tools.notebooks import ROOT
+from tools import book, gate, interactive
 
-HTML = ROOT / "_build/html"
-PAGES = pages()
+HTML = gate.HTML
+PAGES = gate.pages()
 
 
 @pytest.fixture(scope="session")
@@ -27,92 +22,36 @@ def built() -> Path:
     return HTML
 
 
-@pytest.fixture(scope="session")
-def chromium(built):
-    if browser.find() is None:
-        reason = "no Chromium: apt-get install chromium, or set CHROMIUM to its path"
-        if os.environ.get("CI") or os.environ.get("MUSC_REQUIRE_BROWSER"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with browser.Browser() as running:
-        yield running
+@pytest.fixture
+def see(built, chromium):
+    """`see(page)`: the page in a new tab, which is closed at the end."""
+    opened = []
 
+    def open_page(name):
+        opened.append(chromium.open((built / f"{name}.html").as_uri()))
+        return opened[-1]
 
-def see(chromium, page, **look):
-    return chromium.open((HTML / f"{page}.html").as_uri(), **look)
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_page(chromium, name):
-    """No error, no request to elsewhere, equations and pictures there; then the same page on a phone in the dark."""
-    page = see(chromium, name)
-    try:
-        assert page.errors == []
-        away = [url for url in page.requests if urlparse(url).scheme not in ("file", "data", "blob", "about")]
-        assert away == []
-
-        equations = page.evaluate(
-            "[...document.querySelectorAll('.math')].map(e => ({shown: e.querySelectorAll('mjx-container').length,"
-            " bad: e.querySelectorAll('mjx-merror, [data-mjx-error]').length, raw: e.innerText}))"
-        )
-        assert [e for e in equations if not e["shown"] or e["bad"]] == []
-        unseen = page.evaluate(
-            "Promise.all([...document.images].map(i => { i.loading = 'eager'; return i.decode().catch(() => i.src) }))"
-        )
-        assert [source for source in unseen if source] == []
-        assert page.evaluate("[...document.querySelectorAll('.bd-article img')].filter(i => !i.alt).length") == 0
-
-        page.look(width=390, height=844, dark=True)
-        page.wait("document.documentElement.dataset.theme == 'dark'")
-        page.settle()
-        wide = page.evaluate(
-            "document.documentElement.scrollWidth <= 390 ? [] : [...document.querySelectorAll('.bd-main *')]"
-            ".filter(e => e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 80))"
-        )
-        assert wide == []
-        assert contrast(page, ".bd-article p, .bd-article h1") > 4.5  # WCAG AA
-        # A heat map that is dimmed shows other values.
-        filters = "[...document.querySelectorAll('.bd-article img')].map(i => getComputedStyle(i).filter)"
-        assert set(page.evaluate(filters)) <= {"none"}
-        assert page.errors == []
-    finally:
+    yield open_page
+    for page in opened:
         page.close()
 
 
-def contrast(page, selector):
-    """Contrast of text against its page, 1 to 21."""
-
-    def luminance(colour):
-        channels = [float(v) / 255 for v in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-        linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in channels]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    text = page.evaluate(f"getComputedStyle(document.querySelector({selector!r})).color")
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    high, low = sorted((luminance(text), luminance(ground)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
+@pytest.mark.parametrize("name", PAGES)
+def test_page_passes_the_gate(built, tab, name):
+    assert [str(fault) for fault in gate.look(tab, built / f"{name}.html", name)] == []
 
 
-def test_contrast_is_measured():
-    class Fixed:
-        def evaluate(self, expression):
-            return "rgb(255, 255, 255)" if "body" in expression else "rgb(0, 0, 0)"
-
-    assert contrast(Fixed(), "p") == pytest.approx(21)
-
-
-def test_theme_switch_works_by_clicking(chromium):
-    page = see(chromium, PAGES[0])
+def test_theme_switch_works_by_clicking(see):
+    page = see(PAGES[0])
     first = page.evaluate("document.documentElement.dataset.mode")
     page.click(".theme-switch-button")
     page.wait(f"document.documentElement.dataset.mode != '{first}'")
     page.evaluate("localStorage.clear()")
-    page.close()
 
 
-def test_the_interactive_page_scores_as_the_package_does(chromium):
+def test_the_interactive_page_scores_as_the_package_does(see):
     """Its own Eq. 2-5, in JavaScript on distances in 256 steps, against ours on the distances themselves."""
-    page = see(chromium, "book/play")
+    page = see("book/play")
     page.wait("document.getElementById('play').dataset.ready === 'yes'")
     features = MuSc(MuScConfig()).features(interactive.chosen().samples)
     tokens = features.class_tokens.double()
@@ -150,63 +89,32 @@ def test_the_interactive_page_scores_as_the_package_does(chromium):
     assert before != y * W + x
     assert page.evaluate("document.querySelectorAll('.play-near figure').length") == 10
     assert page.errors == []
-    page.close()
 
 
-def test_solution_opens_by_clicking(chromium):
+def test_solution_opens_by_clicking(see):
     name = next(n for n in PAGES if n.startswith("notebooks/0"))
-    page = see(chromium, name)
+    page = see(name)
     assert page.evaluate("document.querySelectorAll('.solution.dropdown').length") >= 3
     height = "document.querySelector('.solution.dropdown').offsetHeight"
     closed = page.evaluate(height)
     page.click(".solution.dropdown .admonition-title")
     page.settle()
     assert page.evaluate(height) > closed + 100
-    page.close()
 
 
-def test_search_works_from_disk(chromium):
-    page = chromium.open((HTML / "search.html").as_uri() + "?q=interval")
+def test_search_works_from_disk(built, chromium):
+    page = chromium.open((built / "search.html").as_uri() + "?q=interval")
     page.wait("document.querySelectorAll('#search-results li').length > 0")
     assert page.errors == []
-    page.close()
-
-
-class Links(HTMLParser):
-    """Every address and every anchor of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.links, self.anchors = set(), set()
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        self.anchors |= {values[key] for key in ("id", "name") if values.get(key)}
-        self.links |= {values[key] for key in ("href", "src") if values.get(key)}
 
 
 def test_internal_links_resolve(built):
-    parsed = {
-        p.resolve(): Links(p.read_text(encoding="utf-8")) for p in built.rglob("*.html") if "_static" not in p.parts
-    }
-    assert len(parsed) > len(PAGES)
-    broken = []
-    for page, found in parsed.items():
-        for link in found.links:
-            address, anchor = urldefrag(link)
-            if urlparse(address).scheme or address.startswith("//"):
-                continue
-            target = (page.parent / unquote(address).split("?")[0]).resolve() if address else page
-            target = target / "index.html" if target.is_dir() else target
-            known = parsed.get(target)
-            if not target.exists() or (anchor and known and unquote(anchor) not in known.anchors):
-                broken.append(f"{page.relative_to(built.resolve())}: {link}")
-    assert broken == []
+    assert [str(fault) for fault in gate.dead_links(built)] == []
 
 
 @pytest.mark.parametrize("name", [n for n in PAGES if n.startswith("notebooks/")])
-def test_launch_buttons(built, name):
-    links = Links((built / f"{name}.html").read_text(encoding="utf-8")).links
-    assert any(u.startswith("https://colab.research.google.com/github/") and f"{name}.ipynb" in u for u in links)
-    assert any(u.startswith("https://mybinder.org/v2/gh/") and f"{Path(name).name}.ipynb" in u for u in links)
+def test_buttons_lead_to_a_known_repository(built, name):
+    """Colab and Binder open a notebook only from an address: without one, no page offers them."""
+    links = gate.Links((built / f"{name}.html").read_text(encoding="utf-8")).links
+    found = [url for url in links if url.startswith(("https://colab", "https://mybinder.org", "https://github.com"))]
+    assert bool(found) == bool(gate.book.notebooks.repository())

@@ -319,6 +319,7 @@ def test_evaluate_prints_the_table_and_finishes_the_rest(musc, data_set, tmp_pat
     assert "2 of the 3 categories; no table row and no mean has solo" in out
     table = pd.read_csv(tmp_path / "out" / "metrics.csv", index_col=0)
     assert list(table.index) == ["cup", "mug", "mean"]
+    assert set(table["backbone"]) == {TINY[1]}
 
     code, out, _ = musc(*words, "--category", "mug")  # does not drop the row of the other one
     assert code == 0

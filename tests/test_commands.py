@@ -13,7 +13,9 @@ from musc import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "book").rglob("*.md")), *sorted((ROOT / "notebooks").glob("*.py"))]
-COMMAND = re.compile(r"(?:^(?:# )?|`)(musc (?:run|score|evaluate|reproduce|rscin|datasets|backbones)\b[^`\n]*)", re.M)
+COMMAND = re.compile(
+    r"(?:^(?:# )?|`)(musc (?:run|score|evaluate|compare|reproduce|rscin|datasets|backbones)\b[^`\n]*)", re.M
+)
 
 
 def commands(page):

@@ -7,9 +7,11 @@ import pytest
 
 # Named one by one, so that no compiled kernel and no optional library is imported in search of examples.
 MODULES = (
-    "backbones", "datasets", "features", "fewshot", "lnamd", "methods.patchcore", "methods.tokens", "metrics", "msm",
-    "pipeline", "plugin.class_tokens", "results.evaluation", "results.figures", "results.pictures",
-    "results.thresholds", "rscin", "scoring.consistency", "scoring.maps", "scoring.tiles", "sources", "stream",
+    "backbones", "compare", "datasets", "features", "fewshot", "lnamd", "methods.anomalydino", "methods.base",
+    "methods.padim", "methods.patchcore", "methods.registry", "methods.subspacead", "methods.tokens",
+    "methods.winclip", "metrics", "msm", "pipeline", "plugin.agreement", "plugin.class_tokens",
+    "results.evaluation", "results.figures", "results.pictures", "results.thresholds", "rscin",
+    "scoring.aggregation", "scoring.consistency", "scoring.maps", "scoring.tiles", "snamd", "sources", "stream",
     "verdicts",
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musc.results import folders
+from musc import saving
 from musc.results.folders import legal_names, recover, replacing
 
 OURS = ("data", "pictures")
@@ -173,7 +173,7 @@ def test_two_writers_never_mix(tmp_path):
 
 
 def test_folders_of_living_processes_are_left_alone(tmp_path):
-    beside = tmp_path / f".r.{folders._here()}-{os.getppid()}-0123abcd.partial"
+    beside = tmp_path / f".r.{saving._here()}-{os.getppid()}-0123abcd.partial"
     beside.mkdir()
     recover(tmp_path / "r", OURS)
     assert beside.exists()
@@ -181,7 +181,7 @@ def test_folders_of_living_processes_are_left_alone(tmp_path):
 
 def test_what_was_left_of_another_folder_is_not_taken(tmp_path):
     """Neither of one whose name begins alike, nor of one that is called as the temporary folders end."""
-    beside = tmp_path / f".r.old.{folders._here()}-999999999-0123abcd.complete"
+    beside = tmp_path / f".r.old.{saving._here()}-999999999-0123abcd.complete"
     beside.mkdir()
     recover(tmp_path / "r", OURS)
     assert os.listdir(tmp_path) == [beside.name]
@@ -191,3 +191,42 @@ def test_what_was_left_of_another_folder_is_not_taken(tmp_path):
     fill(tmp_path / "r.old", "new")
     assert content(tmp_path / "r.old") == {"data": "new", "mine": "kept"}
     assert os.listdir(tmp_path) == ["r.old"]
+
+
+# ------------------------------------------------------------------------------------------------ single files
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+
+    def interrupted():
+        with saving.whole(path) as partial:
+            partial.write_text("half")
+            assert not path.exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert os.listdir(path.parent) == []
+    with saving.whole(path) as partial:
+        partial.write_text("whole")
+    assert content(path.parent) == {"a.txt": "whole"}
+
+
+def test_what_a_killed_process_left_of_a_file_goes_and_what_a_living_one_writes_stays(tmp_path):
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom musc.saving import whole\n"
+        "with whole(Path(sys.argv[1])) as partial:\n"
+        "    partial.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "below/a.png")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [p.suffix for p in (tmp_path / "below").iterdir()] == [".partial"]
+    others = [tmp_path / f".{saving._here()}-{os.getppid()}-0123abcd.partial", tmp_path / ".mine.partial"]
+    for path in others:
+        path.write_text("not ours")
+    with saving.whole(tmp_path / "own") as own:
+        own.write_text("at work")
+        saving.sweep(tmp_path)
+    assert list((tmp_path / "below").iterdir()) == []
+    assert {p.name for p in tmp_path.iterdir()} == {"below", "own", *(p.name for p in others)}

@@ -53,6 +53,33 @@ def workplace(photos, tmp_path):
     return place
 
 
+DIES = """\
+import os, signal, sys
+from musc.cli import main
+
+replace = os.replace
+
+def dies(source, target):
+    if str(target).endswith(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = dies
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("target", ["overlays/3.png.png", "masks/1.png.png", "overview.png", ".safetensors"])
+def test_a_run_killed_before_a_file_is_in_place_leaves_nothing_behind(target, workplace, tmp_path):
+    """The moment between the last byte of a file and its name, which a clock hits once in a hundred times."""
+    done = subprocess.run([sys.executable, "-c", DIES, target, *COMMANDS["run"]], cwd=workplace, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list(workplace.rglob(".*.partial"))
+    assert start("run", workplace).wait() == 0
+    left = {p.relative_to(workplace).as_posix() for p in workplace.rglob(".*") if p.name != ".cache"}
+    assert left == set()
+
+
 @pytest.mark.parametrize("command", ["run"])
 def test_a_run_killed_twice_ends_as_one_that_was_not(command, workplace, tmp_path):
     begun = time.perf_counter()

@@ -4,8 +4,9 @@
     python -m tools.book build --student  the same without the solutions, in _build/student/_build/html
     python -m tools.book pdf              _build/latex/musc.pdf (needs XeLaTeX: the error names the packages)
 
-MUSC_REPOSITORY=https://github.com/NAME/musc sets the address behind the launch, source and issue buttons; without it
-the one in _config.yml counts.
+The launch, source and issue buttons lead to the repository whose address _config.yml names, or, for one build,
+MUSC_REPOSITORY=https://github.com/NAME/musc. Where neither does, there are none. Colab asks for the one in _config.yml,
+because the notebooks' first cell installs the package from there.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ GATHERED = (
     "musc.reproduce.paper",
     "musc.reproduce",
 )
+COLAB = "https://colab.research.google.com"
+BINDER = "https://mybinder.org"
 LATEX = "texlive-xetex texlive-latex-extra texlive-fonts-recommended tex-gyre latexmk fonts-freefont-otf xindy"
 FENCE = r"^(?P<fence>`{3,}|~{3,}|:{3,})"
 # A whole solution in one block; the start and the end of one that spans several blocks or cells.
@@ -112,18 +115,29 @@ def pdf() -> int:
 
 
 def jupyter_book(tree: Path, *options: str) -> int:
-    """Run jupyter-book on a source tree, with MUSC_REPOSITORY in place of the configured address if it is set."""
+    """Run jupyter-book on a source tree, with the settings of `settings`."""
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    config["repository"]["url"] = notebooks.repository()
-    local = config["sphinx"]["local_extensions"]
-    config["sphinx"]["local_extensions"] = {name: str(ROOT / folder) for name, folder in local.items()}
-    settings = tree / "_build" / "config.yml"
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False), encoding="utf-8")
-    where = ["--config", str(settings), "--path-output", str(tree)]
+    config = settings(config, notebooks.repository())
+    file = tree / "_build" / "config.yml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    where = ["--config", str(file), "--path-output", str(tree)]
     program = "from jupyter_book.cli.main import main; main()"  # the one beside this interpreter
     command = [sys.executable, "-c", program, "build", str(tree), *where, *options]
     return subprocess.run(command, cwd=ROOT).returncode
+
+
+def settings(config: dict[str, Any], address: str) -> dict[str, Any]:
+    """The settings in _config.yml as jupyter-book gets them: with buttons where the repository's address is known."""
+    known = config["repository"]["url"]
+    html, launch = dict(config["html"]), dict(config["launch_buttons"])
+    if address:
+        html |= {"use_repository_button": True, "use_issues_button": True}
+        launch |= {"binderhub_url": BINDER} | ({"colab_url": COLAB} if known else {})
+    sphinx = dict(config["sphinx"])
+    sphinx["local_extensions"] = {name: str(ROOT / folder) for name, folder in sphinx["local_extensions"].items()}
+    repository = {**config["repository"], "url": address}
+    return {**config, "repository": repository, "html": html, "launch_buttons": launch, "sphinx": sphinx}
 
 
 def student_tree() -> Path:

@@ -1,9 +1,12 @@
 """What our book asks of Sphinx beyond its settings.
 
-Docstrings are prose: `name` means code, and a lone * or | or trailing_ means itself.
+Docstrings are prose: `name` means code, and a lone * or | or trailing_ means itself. Google-style sections (Args,
+Returns, Raises) stay with napoleon; this only keeps reStructuredText from reading markup into formulas such as
+||a - b|| or M_k * W.
 
-Google-style sections (Args, Returns, Raises) stay with napoleon; this only keeps reStructuredText from reading
-markup into formulas such as ||a - b|| or M_k * W.
+A chapter has the number of its file: notebooks/09_few_shot is chapter 9, and its figures are 9.1, 9.2 and so on.
+
+Long names break after a dot, an underscore or a bracket, never inside of a word.
 """
 
 from __future__ import annotations
@@ -12,6 +15,15 @@ import re
 from typing import Any
 
 CODE = re.compile(r"(?<![:`])(`{1,2})(?!`)([^`\n]+?)\1(?!`)")
+CHAPTER = re.compile(r"notebooks/(\d\d)_")
+# What stays as it is: blocks of code, scripts and TeX; then, every text between two tags.
+BETWEEN = re.compile(
+    r"<(?P<tag>pre|script|style|textarea)\b.*?</(?P=tag)>"
+    r"|<(?P<maths>span|div) class=\"math.*?</(?P=maths)>"
+    r"|>(?P<text>[^<$\\]+)",
+    re.S,
+)
+JOINT = re.compile(r"(?<=[^\W_])([._/=:]|\()(?=[^\W\d])")
 SPECIAL = re.compile(r"[*|]|(?<=\w)_(?!\w)")
 
 
@@ -31,6 +43,32 @@ def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
     lines[:] = [prose(line) for line in lines]
 
 
+def numbered(app: Any, env: Any) -> list[str]:
+    """Sphinx counts chapters from 1 and every page with them; here a chapter's number is the one of its file."""
+    from sphinx.environment.collectors.toctree import TocTreeCollector
+
+    for name, sections in env.toc_secnumbers.items():
+        chapter = CHAPTER.match(name)
+        number = (int(chapter[1]),) if chapter else None
+        for anchor in sections:
+            sections[anchor] = number if anchor == "" else None
+        for reference in env.tocs[name].findall(lambda node: "secnumber" in getattr(node, "attributes", {})):
+            reference["secnumber"] = number if reference["anchorname"] == "" else None
+        env.titles[name]["secnumber"] = number
+    TocTreeCollector().assign_figure_numbers(env)
+    return sorted(env.found_docs)
+
+
+def breakable(app: Any, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Allow long names in the text to go on in the next line, after each of their parts."""
+
+    def mark(match: re.Match[str]) -> str:
+        return match[0] if match["text"] is None else ">" + JOINT.sub(r"\1<wbr>", match["text"])
+
+    if "body" in context:
+        context["body"] = BETWEEN.sub(mark, context["body"])
+
+
 def without_thebe(app: Any, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Jupyter Book always loads sphinx-thebe, which declares its constants twice: an error in every page's console."""
     context["script_files"] = [
@@ -42,16 +80,23 @@ def without_thebe(app: Any, pagename: str, template: str, context: dict[str, Any
 
 
 def with_status(app: Any, docname: str, content: list[str]) -> None:
-    """The status page holds a mark; what stands there is read from the executed notebooks at every build."""
+    """The pages of status and commands hold a mark; what stands there is read from the executed notebooks, and from
+    the parsers, at every build."""
     if docname == "book/status":
         from tools import status
 
         content[0] = content[0].replace(status.MARK, status.page())
+    if docname == "book/api/cli":
+        from tools import commands
+
+        content[0] = content[0].replace(commands.MARK, commands.page())
 
 
 def setup(app: Any) -> dict[str, Any]:
     # Before napoleon (500), which adds markup of its own.
     app.connect("autodoc-process-docstring", process, priority=100)
+    app.connect("env-get-updated", numbered, priority=900)  # after Sphinx's own numbers
     app.connect("source-read", with_status)
     app.connect("html-page-context", without_thebe, priority=900)
+    app.connect("html-page-context", breakable)
     return {"version": "1", "parallel_read_safe": True}

@@ -38,6 +38,7 @@ VERSIONS = ("musc", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "p
 # Files that a module reads, or imports only on some machines: whoever imports the module depends on them.
 READS = {
     "musc/backbones/embedded.py": "musc/backbones/*.safetensors",
+    "musc/plugin/agreement.py": "musc/plugin/*.csv",
     "musc/reproduce/paper/__init__.py": "musc/reproduce/paper/*.csv",
     "musc/engines/__init__.py": "musc/engines/**/*.py",
 }
@@ -49,8 +50,10 @@ SETUP = """\
 import importlib.util
 
 if importlib.util.find_spec("musc") is None:
-    %pip install --quiet "musc @ git+{repository}"\
+    {remedy}\
 """
+INSTALL = '%pip install --quiet "musc @ git+{repository}"'
+CLONE = 'raise SystemExit("musc is not installed: run `pip install .` in the folder that holds its pyproject.toml")'
 # Run last, and not stored: which of our files the kernel loaded, and on what it ran.
 PROBE = """\
 import json as _j, sys as _s
@@ -78,7 +81,7 @@ def scripts(names: list[str] | None = None) -> list[Path]:
 
 
 def repository() -> str:
-    """The address that _config.yml names; MUSC_REPOSITORY replaces it."""
+    """The address that _config.yml names, empty if none; MUSC_REPOSITORY replaces it."""
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     return os.environ.get("MUSC_REPOSITORY", config["repository"]["url"])
 
@@ -90,7 +93,8 @@ def as_notebook(script: Path) -> Any:
 
     source = jupytext.reads(script.read_text(encoding="utf-8"), fmt="py:percent")
     configured = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
-    setup = v4.new_code_cell(SETUP.format(repository=configured), metadata={"tags": ["remove-cell", "setup"]})
+    remedy = INSTALL.format(repository=configured) if configured else CLONE
+    setup = v4.new_code_cell(SETUP.format(remedy=remedy), metadata={"tags": ["remove-cell", "setup"]})
     # After the title, so that the page keeps its heading first.
     cells = [*source.cells[:1], setup, *source.cells[1:]]
     for number, cell in enumerate(cells):

@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from musc.backbones import networks
 from musc.backbones import weights as weight_files
 from musc.backbones.embedded import EMBEDDED_WEIGHTS
+from musc.backbones.fetch import AUTO, choose_backbone, locate
 from musc.backbones.registry import BACKBONES, CLASS_TOKENS, BackboneSpec, find_backbone
 from musc.errors import ConfigError
 
 __all__ = [
+    "AUTO",
     "BACKBONES",
     "CLASS_TOKENS",
     "Backbone",
     "BackboneSpec",
     "Tokens",
+    "choose_backbone",
     "find_backbone",
     "load_backbone",
     "resolve_device",
@@ -113,9 +116,9 @@ def load_backbone(
 
     Args:
         name: as `musc backbones` lists it, or its name in open_clip or timm.
-        weights: None for the backbone's own (from the package, the hub's cache, or the hub); a local file, safetensors
-            or torch, with the library's own key names (the originals of OpenAI, DINO, DINOv2 and Swin too); or the word
-            "random" for an untrained network (seed 0).
+        weights: None for the backbone's own (from the package, this machine, the hub or the package index; see
+            `musc.backbones.fetch`); a local file, safetensors or torch, with the library's own key names (the originals
+            of OpenAI, DINO, DINOv2 and Swin too); or the word "random" for an untrained network (seed 0).
         image_size: side of the square input in pixels, a multiple of the patch size (None: the spec's).
         stages: blocks counted from 1 (None: the ends of four equal parts, Sec. 4; Swin's own four).
         device: where it runs.
@@ -145,7 +148,7 @@ def load_backbone(
         weight_files.check_finite(network.state_dict(), path)
         weights_id = weight_files.digest(path)
     else:
-        path, weights_id = weight_files.locate(spec, weights)
+        path, weights_id = locate(spec, weights)
         state = weight_files.read_state_dict(path)
         network = networks.build(spec, image_size, draw=False)
         weight_files.load_strictly(network, weight_files.fit(state, spec, network, path), spec, path)

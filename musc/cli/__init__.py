@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 from musc import __version__
-from musc.cli import backbones, datasets, evaluate, reproduce, rscin, run, score
+from musc.cli import backbones, compare, datasets, evaluate, reproduce, rscin, run, score, weights
 from musc.cli.failures import CLOSED_PIPE, FAILED, INTERRUPTED, report
 from musc.cli.options import Parser
 
@@ -23,10 +23,12 @@ examples:
   musc score new/ --against results/folder/photos      new images, by those of an earlier run
   musc evaluate synthetic                   the built-in data set: no download, no network
   musc evaluate mvtec_anomaly_detection/ --backbone ViT-L-14-336 --category bottle,cable
+  musc compare synthetic --methods musc,muscv2,anomalydino   other methods on the same tokens
   musc rscin scores.csv --class-tokens mvtec_ad_cls.dat --category bottle --by-order
   musc reproduce table_1                    the paper's Table 1 beside this run, on the built-in data set
   musc datasets mvtec_anomaly_detection/    what would be read there
   musc backbones                            every network by name
+  musc weights focus_vits14                 bring a network that was trained on photographs
 
 exit codes: 0 done, 1 something could not be done (it is named), 2 wrong words, 130 interrupted, 141 nobody reads the
 output any more. Run an interrupted command again, and it goes on where it was.
@@ -57,7 +59,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"musc {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (run, evaluate, score, datasets, rscin, reproduce, backbones):
+    for command in (run, evaluate, compare, score, datasets, rscin, reproduce, backbones, weights):
         command.add_parser(commands)
     for sub in commands.choices.values():
         sub.add_argument("-v", "--verbose", action="store_true", help="notes, timings, and tracebacks of errors")

@@ -53,7 +53,7 @@ class Batch:
         check_folder(args.out, "--out")
         if self.cache is not None:
             check_folder(self.cache, "--cache")
-        self.config = MuScConfig(**given_settings(args))
+        self.config = MuScConfig(**{"backbone": "auto", **given_settings(args)})
         self.categories = categories_of(args)
 
     @cached_property
@@ -63,7 +63,7 @@ class Batch:
         from musc.pipeline import MuSc
 
         config = self.config
-        if self.args.windows is None:
+        if self.args.windows is None and config.method in ("musc", "musc+"):
             config = config.replace(windows=PAPER_WINDOWS.get(self.categories[0].dataset, config.windows))
         return MuSc(plus(config) if self.args.plus else config, cache=self.cache, progress=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musc.cli.options import WORDS, Kind, Read, count
+from musc.config import NEED_REFERENCES
 from musc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,15 +48,16 @@ def categories_of(args: argparse.Namespace) -> list[Category]:
     return load(root, layout, args.category)
 
 
-def add_reference_options(sub: argparse.ArgumentParser) -> None:
-    """--reference-images, --shots and --plus."""
+def add_reference_options(sub: argparse.ArgumentParser, *, plus: bool = True) -> None:
+    """--reference-images, --shots and, with `plus`, --plus."""
     group = sub.add_argument_group("normal reference images (few-shot)")
     group.add_argument("--reference-images", type=Path, metavar="DIR", help="normal images that score the others too; "
                        "with several categories, a folder DIR/CATEGORY each")  # fmt: skip
     group.add_argument("--shots", action=Read, kind=Kind(_shots, "give a whole number from 1, or all."), metavar="K",
                        help="take K of them, drawn by --seed, or all; without --reference-images from the category's "
                        "train/good")  # fmt: skip
-    group.add_argument("--plus", action="store_true", help="MuSc+: the reference images alone score (Eq. 9-11)")
+    if plus:
+        group.add_argument("--plus", action="store_true", help="MuSc+: the reference images alone score (Eq. 9-11)")
 
 
 def _shots(text: str) -> int | str:
@@ -65,6 +67,8 @@ def _shots(text: str) -> int | str:
 def check_references(args: argparse.Namespace) -> None:
     """Raises ConfigError where the words for reference images contradict each other, or name no folder."""
     given = args.reference_images is not None or args.shots is not None
+    if args.plus and args.method != "musc":
+        raise ConfigError(f"--plus is the method musc+, and --method {args.method} another: leave one of them out.")
     if args.plus and not given:
         raise ConfigError("--plus scores by normal reference images alone: name some by --reference-images or --shots.")
     if args.plus and args.references is not None:
@@ -78,14 +82,15 @@ def check_references(args: argparse.Namespace) -> None:
 
 
 def references_of(args: argparse.Namespace, category: Category, *, alone: bool) -> Category | None:
-    """The reference images of a category; None where none are asked for. alone: there is one category only.
+    """The reference images of a category; None where none are asked for, and the method needs none. alone: there is one
+    category only.
 
     Raises ConfigError or DataError where there are too few.
     """
     from musc.datasets import load_category
     from musc.fewshot import reference_category
 
-    if args.reference_images is None and args.shots is None:
+    if args.reference_images is None and args.shots is None and args.method not in NEED_REFERENCES:
         return None
     source = category
     if args.reference_images is not None:

@@ -17,6 +17,7 @@ EXAMPLES = """\
 examples:
   musc evaluate synthetic                   the built-in data set: no download, no network
   musc evaluate mvtec_anomaly_detection/ --backbone ViT-L-14-336 --category bottle,cable
+  musc evaluate mvtec_anomaly_detection/ --method padim       another method on the same tokens
   musc evaluate VisA/ --backbone ViT-L-14-336 --weights ViT-L-14-336px.pt
 
 The table, on the screen and in OUT/metrics.csv, has the categories that were asked for, and those of the same data set
@@ -54,7 +55,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if missing := [name for name in names if name not in results | earlier]:
         print(f"{len(together)} of the {len(names)} categories; no table row and no mean has {', '.join(missing)}")
     path = args.out / "metrics.csv"
-    table.to_csv(path, float_format="%.4f")
+    table.assign(backbone=first.config.backbone).to_csv(path, float_format="%.4f")
     print(f"\ntable: {path}   scores, maps and pictures: one folder per category beside it")
     return FAILED if len(results) < len(done) else DONE
 

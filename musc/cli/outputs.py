@@ -54,6 +54,11 @@ def check_folder(path: Path, option: str) -> None:
         ) from error
 
 
+def print_network(result: MuScResult) -> None:
+    """Which network it was, with which weights."""
+    print(f"  network: {result.config.backbone} ({result.weights})")
+
+
 def print_scores(result: MuScResult, rows: Iterable[Any]) -> None:
     """Both scores, the decision and the name of some images: the threshold stands on the scale of the raw score."""
     print("  score  raw score")

@@ -64,6 +64,10 @@ def reproduce(args: argparse.Namespace) -> int:
         )
     check_folder(args.out, "--out")
     settings = given_settings(args)
+    if settings.get("backbone") == "auto":
+        from musc.backbones import choose_backbone
+
+        settings["backbone"] = choose_backbone(settings.get("weights"))
     lab = r.profile(
         args.profile or ("paper" if args.data_root else "demo"),
         args.data_root,

@@ -6,7 +6,7 @@ import argparse
 
 from musc.cli.batch import Batch, add_batch_options
 from musc.cli.failures import DONE, FAILED
-from musc.cli.outputs import print_scores, print_threshold
+from musc.cli.outputs import print_network, print_scores, print_threshold
 
 SHOWN = 5  # images on the screen; scores.csv has all
 EXAMPLES = """\
@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         if result is not None:
             folder = batch.folder(category)
             print(f"\n{category.dataset} {category.name}: {len(result)} images, most anomalous first")
+            print_network(result)
             print_scores(result, (-result.image_scores).argsort(kind="stable")[:SHOWN])
             print_threshold(result)
             print(f"  all scores: {folder / 'scores.csv'}")

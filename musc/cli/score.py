@@ -11,6 +11,7 @@ from musc.cli.outputs import (
     add_output_options,
     add_threshold_option,
     check_folder,
+    print_network,
     print_notes,
     print_scores,
     print_threshold,
@@ -73,6 +74,7 @@ def score(args: argparse.Namespace) -> int:
     result.save(folder)
     if not args.no_overlays:
         save_pictures(result, category.samples, folder)
+    print_network(result)
     print_scores(result, (-result.raw_image_scores).argsort(kind="stable"))
     print_threshold(result)
     print(f"scored against {place}; all scores: {folder / 'scores.csv'}")

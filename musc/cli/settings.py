@@ -14,7 +14,7 @@ from musc.config import MuScConfig
 
 FIELDS = {field.name: field for field in dataclasses.fields(MuScConfig)}
 # Settings that a command leaves open where nobody gives them, and what it takes then.
-BY_DATA_SET = {"windows": "the paper's: 2,3, on VisA 8,9"}
+BY_DATA_SET = {"backbone": "auto", "windows": "the paper's: 2,3, on VisA 8,9"}
 BY_PROFILE = dict.fromkeys(("backbone", "weights", "image_size", "mask_protocol"), "the profile's")
 
 _KINDS: dict[Any, Kind] = {

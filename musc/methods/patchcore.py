@@ -1,14 +1,14 @@
 """PatchCore (Roth et al., 2022): the distance of patches to a coreset of normal ones (Tab. 11).
 
 Its paper uses convolutional features of a WideResNet-50; here it gets the tokens of whatever backbone is loaded, so its
-figures are not those of the paper. Maps come out at patch resolution, without the paper's Gaussian blur (sigma 4):
-`scoring.maps.upsample` brings them to pixels.
+figures are not those of the paper.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from musc.errors import ConfigError
 from musc.features import Features
-from musc.methods.tokens import distances, locally_aware_tokens, nearest
+from musc.methods.base import USUAL_BLUR, Blur, Scores, need_references
+from musc.methods.tokens import distances, finest_grid, locally_aware_tokens, middle, nearest
 
 
 def greedy_coreset(
@@ -58,53 +59,52 @@ def greedy_coreset(
 class PatchCore:
     """PatchCore: the distance of a test image's patches to a coreset of normal patches.
 
-    memory: [P, C], the coreset M. stages: 0-based positions in Features.patch_tokens. neighbors: b of Eq. 7 there, how
-    many patches of M around the nearest one tell how rare it is; below 2 the score is the plain distance.
+    stages: 0-based positions in Features.patch_tokens; None: the middle half, as the paper's blocks 2 and 3 of four.
+    degree: of the neighbourhood's mean. fraction: share of all normal patches that the coreset keeps (1 to 25 % in the
+    paper). neighbors: b of Eq. 7 there, how many patches of the coreset around the nearest one tell how rare it is;
+    below 2 the image score is the plain distance. projected, seed: see `greedy_coreset`.
     """
 
-    memory: Float[Tensor, "P C"]
-    stages: tuple[int, ...]
-    degree: int
-    neighbors: int
+    blur: ClassVar[Blur] = USUAL_BLUR
+    corners: ClassVar[bool] = False
+    stages: tuple[int, ...] | None = None
+    degree: int = 3
+    fraction: float = 0.1
+    neighbors: int = 3
+    projected: int | None = 128
+    seed: int = 0
 
-    @classmethod
-    def fit(
-        cls,
-        train: Features,
-        *,
-        stages: tuple[int, ...] | None = None,
-        degree: int = 3,
-        fraction: float = 0.1,
-        neighbors: int = 3,
-        projected: int | None = 128,
-        seed: int = 0,
-    ) -> PatchCore:
-        """The coreset of normal images. stages None: the middle half, as the paper's blocks 2 and 3 of four.
+    def memory(self, references: Features) -> Float[Tensor, "P C"]:
+        """The coreset M of the patches of normal images."""
+        bank = rearrange(self._tokens(references), "N M C -> (N M) C")
+        rows = greedy_coreset(bank, max(1, round(self.fraction * len(bank))), projected=self.projected, seed=self.seed)
+        return bank[rows]
 
-        fraction: share of all patches that the coreset keeps (1 to 25 % in the paper).
-        """
-        L = len(train.patch_tokens)
-        stages = stages or tuple(range(L // 4, L - L // 4))
-        bank = rearrange(locally_aware_tokens(train, list(stages), degree), "N M C -> (N M) C")
-        rows = greedy_coreset(bank, max(1, round(fraction * len(bank))), projected=projected, seed=seed)
-        return cls(bank[rows], stages, degree, neighbors)
-
-    def score(self, test: Features) -> tuple[Float[Tensor, "N"], Float[Tensor, "N M"]]:
+    def score(self, features: Features, references: Features | None = None) -> Scores:
         """Image scores (Eq. 6 and 7 there) and patch scores, Euclidean distances; class tokens are not used.
 
         s = (1 - exp|m_test - m*| / sum over the b nearest m of m* in M, itself among them, of exp|m_test - m|) s*.
+        Raises ConfigError without references.
         """
-        tokens = locally_aware_tokens(test, list(self.stages), self.degree)
-        pairs = [nearest(image, self.memory) for image in tokens]
+        memory = self.memory(need_references("PatchCore", features, references))
+        tokens = self._tokens(features)
+        pairs = [nearest(image, memory) for image in tokens]
         patch_scores, rows_of = (torch.stack(found) for found in zip(*pairs, strict=True))  # [N, M] each
         image_scores, patch = patch_scores.max(dim=1)  # s*, of m_test: [N]
-        b = min(self.neighbors, len(self.memory))
+        patches = {finest_grid(features, self._stages(features)): patch_scores}
+        b = min(self.neighbors, len(memory))
         if b < 2:
-            return image_scores, patch_scores
+            return Scores(patches, image_scores)
         rows = torch.arange(len(tokens), device=tokens.device)
         candidate = tokens[rows, patch]  # m_test: [N, C]
-        star = self.memory[rows_of[rows, patch]]  # m*: [N, C]
-        around = distances(star, self.memory).topk(b, dim=1, largest=False).indices  # N_b(m*): [N, b]
-        away = (candidate[:, None] - self.memory[around]).norm(dim=2)  # |m_test - m|: [N, b]
+        star = memory[rows_of[rows, patch]]  # m*: [N, C]
+        around = distances(star, memory).topk(b, dim=1, largest=False).indices  # N_b(m*): [N, b]
+        away = (candidate[:, None] - memory[around]).norm(dim=2)  # |m_test - m|: [N, b]
         rare = torch.exp(image_scores - away.logsumexp(dim=1))  # sums of exp overflow, their logarithms do not
-        return (1 - rare) * image_scores, patch_scores
+        return Scores(patches, (1 - rare) * image_scores)
+
+    def _stages(self, features: Features) -> list[int]:
+        return middle(len(features.patch_tokens)) if self.stages is None else list(self.stages)
+
+    def _tokens(self, features: Features) -> Float[Tensor, "N M C"]:
+        return locally_aware_tokens(features, self._stages(features), self.degree)

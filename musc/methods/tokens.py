@@ -21,7 +21,7 @@ def locally_aware_tokens(features: Features, stages: list[int], degree: int) -> 
     (bilinear). Each stage is first normalised per image (joint LayerNorm, as in our Sec. 3.1), which the papers do not
     do: the residual stream of a transformer grows with depth, and its last stage would drown the others.
     """
-    H, W = max((features.grids[n] for n in stages), key=lambda grid: grid[0] * grid[1])
+    H, W = finest_grid(features, stages)
     parts = []
     for n in stages:
         h, w = features.grids[n]
@@ -31,6 +31,22 @@ def locally_aware_tokens(features: Features, stages: list[int], degree: int) -> 
             maps = F.interpolate(maps, (H, W), mode="bilinear", align_corners=False)
         parts.append(rearrange(maps, "N C H W -> N (H W) C"))
     return torch.cat(parts, dim=2)
+
+
+def finest_grid(features: Features, stages: list[int] | None = None) -> tuple[int, int]:
+    """The grid of `locally_aware_tokens`."""
+    grids = [features.grids[n] for n in (range(len(features.grids)) if stages is None else stages)]
+    return max(grids, key=lambda grid: grid[0] * grid[1])
+
+
+def middle(stages: int) -> list[int]:
+    """The middle half of so many stages, as PatchCore's blocks 2 and 3 of four: positions, from 0.
+
+    Example:
+        >>> middle(4), middle(1), middle(3)
+        ([1, 2], [0], [0, 1, 2])
+    """
+    return list(range(stages // 4, stages - stages // 4))
 
 
 def all_stages(features: Features) -> Float[Tensor, "N M C"]:

@@ -31,7 +31,8 @@ from musc.errors import ConfigError, DataError
 from musc.features import Features
 from musc.pipeline import MuSc
 from musc.results.evaluation import evaluate, read_truth
-from musc.scoring.maps import rescored, split_subsets, upsample
+from musc.scoring.aggregation import SalientTokens, prepared
+from musc.scoring.maps import PatchScores, anomaly_maps, rescored, split_subsets
 from musc.sources import numerical_version
 
 DEGREES = (1, 3, 5, 7, 9, 13)  # all that any table asks for
@@ -86,13 +87,27 @@ GRIDS: dict[str, dict[str, Variant]] = {
 }
 
 
+Pass = int | tuple[int, ...]  # what one set of distances is of: a degree, or with SNAMD the degrees that it averages
+
+
+def passes_of(variant: Variant, aggregation: str) -> tuple[Pass, ...]:
+    """The sets of distances whose scores a variant averages (Eq. 3).
+
+    Example:
+        >>> passes_of(Variant(degrees=(1, 3)), "lnamd"), passes_of(Variant(degrees=(1, 3)), "snamd")
+        ((1, 3), ((1, 3),))
+    """
+    return variant.degrees if aggregation == "lnamd" else (variant.degrees,)
+
+
 class Distances:
     """Distances of Eq. 1 on disk: one memory-mapped file per stage, [D, N, J, M], J = N - 1 in the images' order.
 
-    float32 where that fits into `max_bytes`, else float16 (distances are at most 2, so it rounds by less than 0.001).
+    With aggregation = "snamd" the D are sets of degrees, each of which is a pass of its own. float32 where that fits
+    into `max_bytes`, else float16 (distances are at most 2, so it rounds by less than 0.001).
     """
 
-    def __init__(self, folder: Path, degrees: tuple[int, ...], grids: tuple[tuple[int, int], ...]) -> None:
+    def __init__(self, folder: Path, degrees: tuple[Pass, ...], grids: tuple[tuple[int, int], ...]) -> None:
         self.folder, self.degrees, self.grids = folder, degrees, grids
         self.files: list[Path] = []
 
@@ -101,7 +116,7 @@ class Distances:
         cls,
         features: Features,
         folder: Path,
-        degrees: tuple[int, ...] = DEGREES,
+        degrees: tuple[Pass, ...] = DEGREES,
         *,
         config: MuScConfig | None = None,
         device: torch.device | str = "cpu",
@@ -129,14 +144,12 @@ class Distances:
             shape = (len(degrees), N, N - 1, math.prod(grid))
             partial = path.with_suffix(".partial")
             array = open_memmap(partial, mode="w+", dtype=np.float32 if per_value == 4 else np.float16, shape=shape)
-            msm.stage_distances(
-                tokens.to(device),
-                degrees,
-                grid=grid,
-                precision=config.precision,
-                block=config.block,
-                out=torch.from_numpy(array),
-            )
+            out = torch.from_numpy(array)
+            for slots, wanted in _joint(degrees):
+                given, asked = prepared(tokens.to(device), config, grid, wanted)
+                msm.stage_distances(
+                    given, asked, grid=grid, precision=config.precision, block=config.block, out=out[slots]
+                )
             array.flush()
             partial.replace(path)
         return store
@@ -155,14 +168,15 @@ class Distances:
             "use fewer images or degrees, a smaller image size, or raise the bound."
         )
 
-    def __getitem__(self, index: tuple[int, int]) -> np.ndarray:
-        """[N, J, M] of one stage (counted from 0) and one aggregation degree (by its value), read from disk."""
+    def __getitem__(self, index: tuple[int, Pass]) -> np.ndarray:
+        """[N, J, M] of one stage (counted from 0) and one aggregation degree (by its value), read from disk; with
+        SNAMD of one set of degrees."""
         stage, degree = index
         return np.load(self.files[stage], mmap_mode="r")[self.degrees.index(degree)]
 
     def patch_scores(
         self, scorings: Iterable[tuple[tuple[float, float], str, int]], defects: list[str], seed: int
-    ) -> dict[tuple[int, int, tuple[tuple[float, float], str, int]], Float[Tensor, "N M"]]:
+    ) -> dict[tuple[int, Pass, tuple[tuple[float, float], str, int]], Float[Tensor, "N M"]]:
         """Eq. 2 for every (stage, degree, scoring): read once, sorted once per number of subsets."""
         scores = {}
         scorings = list(dict.fromkeys(scorings))
@@ -180,6 +194,13 @@ class Distances:
                                 out[scoring][part] = reduce_sorted(ordered, *scoring[:2])
                     scores.update({(stage, degree, scoring): value for scoring, value in out.items()})
         return scores
+
+
+def _joint(degrees: tuple[Pass, ...]) -> list[tuple[slice, tuple[int, ...]]]:
+    """Which of `degrees` one call computes: all of LNAMD's, which share their products, or one set of SNAMD's."""
+    if all(isinstance(r, int) for r in degrees):
+        return [(slice(None), tuple(r for r in degrees if isinstance(r, int)))]
+    return [(slice(k, k + 1), r) for k, r in enumerate(degrees) if isinstance(r, tuple)]
 
 
 def _others(D: np.ndarray, part: Tensor, members: Tensor) -> Float[Tensor, "n J M"]:
@@ -217,6 +238,7 @@ def ablate(
     """
     if not category.labeled:
         raise DataError(f"{category.name} has images without labels: an ablation measures, and needs them.")
+    musc.config.check_mutual("ablations")
     musc.config.check_unused(IGNORED, "ablations")
     variants = {(name, row): v for name, rows in grids.items() for row, v in rows.items()}
     digest = hashlib.blake2b(f"{musc.fingerprint(category)}{variants}".encode(), digest_size=8).hexdigest()
@@ -225,7 +247,8 @@ def ablate(
         return pd.read_csv(finished, dtype={"row": str, "category": str})
 
     features = musc.features(category.samples)
-    degrees = tuple(sorted({r for v in variants.values() for r in v.degrees}))
+    aggregation = musc.config.aggregation
+    degrees: tuple[Pass, ...] = tuple(sorted({r for v in variants.values() for r in passes_of(v, aggregation)}))  # type: ignore[type-var]
     place = folder / f"distances-{digest}"
     distances = Distances.compute(
         features,
@@ -258,13 +281,17 @@ def _measure(category: Category, musc: MuSc, features: Features, variants: dict,
         same_maps.setdefault((v.degrees, v.scoring), []).append(name)
 
     def measured(names: list[tuple[str, str]]) -> list[dict]:
-        maps = _maps(features, variants[names[0]], scores, size)
+        v = variants[names[0]]
+        patch_scores = _patch_scores(features, v, scores, musc.config.aggregation)
+        maps, tokens = anomaly_maps(patch_scores, size), features.class_tokens
+        if musc.config.rescoring == "rscon":
+            tokens = SalientTokens(musc.config, v.degrees).add(features, patch_scores)
         raw = maps.flatten(1).amax(dim=1)
         rows: list[dict] = []
         pixel: dict[str, dict[str, float]] = {}
         for experiment, row in names:
             windows = variants[experiment, row].windows
-            final, _ = rescored(raw, features.class_tokens, musc.config.windows if windows is None else windows)
+            final, _ = rescored(raw, tokens, musc.config.windows if windows is None else windows)
             found = evaluate(truth, final, raw, None if pixel else maps)
             pixel = pixel or {name: m for name, m in found.items() if name.startswith("pixel")}
             for group, metrics in {**found, **pixel}.items():
@@ -287,11 +314,11 @@ def _measure(category: Category, musc: MuSc, features: Features, variants: dict,
     return sorted(rows, key=lambda r: order[r["experiment"], r["row"]])
 
 
-def _maps(features: Features, v: Variant, scores: dict, size: int) -> Float[Tensor, "N H W"]:
-    """Eq. 3 and the upsampling, from the patch scores of every stage and degree."""
-    maps = torch.zeros(len(features), size, size)
+def _patch_scores(features: Features, v: Variant, scores: dict, aggregation: str) -> PatchScores:
+    """Eq. 3 by grid, from the patch scores of every stage and degree."""
+    total: PatchScores = {}
     for grid in dict.fromkeys(features.grids):
         stages = [n for n, g in enumerate(features.grids) if g == grid]
-        chosen = torch.stack([scores[n, r, v.scoring] for n in stages for r in v.degrees])
-        maps += len(stages) / len(features.grids) * upsample(chosen.mean(dim=0), grid, size)
-    return maps
+        chosen = torch.stack([scores[n, r, v.scoring] for n in stages for r in passes_of(v, aggregation)])
+        total[grid] = len(stages) / len(features.grids) * chosen.mean(dim=0)
+    return total

@@ -31,8 +31,9 @@ def rscin_gain(category: Category, musc: MuSc) -> pd.DataFrame:
         raise DataError(f"{musc.config.backbone} has no class token, which RsCIN needs: choose another backbone.")
     labels = torch.tensor([sample.label for sample in test.samples])
     rows = []
-    for name, model in (("SPADE", Spade.fit(train)), ("PatchCore", PatchCore.fit(train, seed=musc.config.seed))):
-        before, _ = model.score(test)
+    for name, method in (("SPADE", Spade()), ("PatchCore", PatchCore(seed=musc.config.seed))):
+        before = method.score(test, train).images
+        assert before is not None
         windows = [k if k == math.inf else min(k, len(before)) for k in musc.config.windows]
         after = rscin.rescore(before, test.class_tokens.to(before), windows)
         about = {"dataset": category.dataset, "category": category.name, "method": name}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import platform
 import re
 import shutil
 import unicodedata
-import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from musc.saving import abandoned, marked
 
 ILLEGAL = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f\ud800-\udfff]')  # on some system, or in no encoding
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)  # devices on Windows, with any suffix
@@ -71,9 +71,6 @@ def _free(path: str, files: set[str], folders: set[str]) -> bool:
     return path not in files and path not in folders and not any(parent in files for parent in _parents(path))
 
 
-_at_work: set[str] = set()  # marks of this process's own unfinished folders
-
-
 @contextmanager
 def replacing(folder: Path, ours: Collection[str]) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` as a whole when the block ends, and not if it raises.
@@ -84,19 +81,17 @@ def replacing(folder: Path, ours: Collection[str]) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     recover(folder, ours)
-    mark = f"{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    _at_work.add(mark)
-    partial, complete = (folder.with_name(f".{folder.name}.{mark}.{state}") for state in ("partial", "complete"))
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.rename(partial, complete)
-        for old in _swapped(complete, folder, folder.with_name(f".{folder.name}.{mark}.old")):
-            _carry_over(old, folder, ours)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(complete, ignore_errors=True)
-        _at_work.discard(mark)
+    with marked() as mark:
+        partial, complete = (folder.with_name(f".{folder.name}.{mark}.{state}") for state in ("partial", "complete"))
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            os.rename(partial, complete)
+            for old in _swapped(complete, folder, folder.with_name(f".{folder.name}.{mark}.old")):
+                _carry_over(old, folder, ours)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(complete, ignore_errors=True)
 
 
 def _swapped(complete: Path, folder: Path, old: Path) -> list[Path]:
@@ -143,22 +138,7 @@ def recover(folder: Path, ours: Collection[str]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _here() -> str:
-    return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
-
-
 def _abandoned(path: Path, name: str) -> bool:
-    """Whether this is a temporary folder of `replacing` for the folder `name`, and the process that made it is gone; on
-    another machine it may be alive."""
-    found = re.fullmatch(rf"\.{re.escape(name)}\.((\w+)-(\d+)-\w+)\.(partial|complete|old)", path.name)
-    if not found or found[2] != _here() or found[1] in _at_work:
-        return False
-    if int(found[3]) == os.getpid():  # a process with our number that ended
-        return True
-    try:
-        os.kill(int(found[3]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    """Whether this is a temporary folder of `replacing` for the folder `name`, and the process that made it is gone."""
+    found = re.fullmatch(rf"\.{re.escape(name)}\.([\w-]+)\.(partial|complete|old)", path.name)
+    return found is not None and abandoned(found[1])

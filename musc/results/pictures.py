@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +26,7 @@ from musc.datasets.values import as_read
 from musc.errors import DataError, ResultError
 from musc.results import MuScResult
 from musc.results.folders import legal_names
+from musc.saving import sweep, whole
 from musc.sources import meaning
 
 if TYPE_CHECKING:
@@ -71,17 +70,18 @@ def save_pictures(result: MuScResult, samples: Sequence[Sample], folder: Path) -
     try:
         _only_of_this(result, names, folder)
         if not (folder / "overview.png").exists():
-            _write(folder / "overview.png", lambda path: overview(result, samples).savefig(path, dpi=110, format="png"))
+            with whole(folder / "overview.png") as path:
+                overview(result, samples).savefig(path, dpi=110, format="png")
         legend_path = folder / "overlays" / f"{LEGEND}.png"
         if not legend_path.exists():
-            _write(legend_path, lambda path: legend(scale).savefig(path, dpi=120, format="png"))
+            with whole(legend_path) as path:
+                legend(scale).savefig(path, dpi=120, format="png")
         kinds = {"overlays": draw_overlay} | ({"masks": draw_mask} if result.threshold is not None else {})
         for name, anomaly_map in zip(result.paths, result.anomaly_maps, strict=True):
             for kind, draw in kinds.items():
-                path = folder / kind / names[name]
-                if not path.exists():
-                    picture = draw(name, anomaly_map)
-                    _write(path, partial(picture.save, format="png"))
+                if not (folder / kind / names[name]).exists():
+                    with whole(folder / kind / names[name]) as path:
+                        draw(name, anomaly_map).save(path, format="png")
     except OSError as error:
         raise ResultError(f"pictures in {folder} cannot be written ({error.strerror or error}).") from error
     return names
@@ -89,6 +89,7 @@ def save_pictures(result: MuScResult, samples: Sequence[Sample], folder: Path) -
 
 def _only_of_this(result: MuScResult, names: dict[str, str], folder: Path) -> None:
     """Removes pictures that are not of this result with this threshold, and notes whose those to come are."""
+    sweep(folder)
     digest = hashlib.blake2b(meaning(Path(__file__)).encode(), digest_size=16)
     digest.update(f"{result.fingerprint} {result.threshold}".encode() + result.raw_image_scores.tobytes())
     wanted = {"of": digest.hexdigest(), "pictures": names}
@@ -102,18 +103,8 @@ def _only_of_this(result: MuScResult, names: dict[str, str], folder: Path) -> No
         (folder / "overview.png").unlink(missing_ok=True)
         for kind in ("overlays", "masks"):
             shutil.rmtree(folder / kind, ignore_errors=True)
-        _write(note, lambda path: path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8"))
-
-
-def _write(path: Path, fill: Callable[[Path], object]) -> None:
-    """Fill a file beside `path` and put it there: a half-written picture is never seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.{path.name}"[-200:])
-    try:
-        fill(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        with whole(note) as path:
+            path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
 
 
 def shared_scale(result: MuScResult) -> Normalize:

@@ -40,9 +40,10 @@ class MuScResult:
         image_scores: [N] float32, after RsCIN (Eq. 5), unitless in [0, 1] over the category. Where RsCIN was
             switched off or impossible (see `notes`): the min-max of raw_image_scores.
         raw_image_scores: [N] float32, before RsCIN: the maximum of each anomaly map (c_i, Sec. 3.2), a distance
-            between unit vectors, 0 to 2.
+            between unit vectors, 0 to 2. Of another method (config.method): its own image scores, like image_scores.
         anomaly_maps: [N, H, W] float32, Eq. 3 upsampled to H x W pixels, on the same scale as raw_image_scores.
-        class_tokens: [N, D] float32, or None where the backbone has none.
+        class_tokens: [N, D] float32, or None where the backbone has none; with rescoring = "rscon" the tokens of the
+            most anomalous patches, which are compared in their place.
         labels: [N] (0 normal, 1 anomalous), or None where unknown. defects: name of each image's defect, or "".
         metrics: {"image": ..., "image_before_rscin": ..., "pixel_clean": ..., "pixel_official": ...}, each a dict of
             fractions in [0, 1]; the pixel ones hold "pro" (exact) and "pro_official". Empty without labels.
@@ -95,7 +96,7 @@ class MuScResult:
         of its map is. Raises ConfigError where the method is unknown, or needs labels that are not there.
         """
         chosen = choose(method, self.raw_image_scores, self.labels)
-        if chosen is not None and chosen.value > LARGEST:
+        if chosen is not None and self.config.mutual and chosen.value > LARGEST:
             beyond = f"no score can reach it, since distances end at {LARGEST:g}: take another method, or a number."
             chosen = replace(chosen, note=f"{chosen.note} {beyond}".strip())
         self.threshold = chosen

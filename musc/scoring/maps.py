@@ -16,6 +16,7 @@ from musc.config import MuScConfig
 from musc.errors import ConfigError
 from musc.features import Features
 from musc.scoring import consistency
+from musc.scoring.aggregation import prepared
 
 PatchScores = dict[tuple[int, int], Tensor]  # by patch grid (rows, columns): [N, M]
 
@@ -73,23 +74,30 @@ def _mutual_scores(
     progress: bool,
 ) -> Float[Tensor, "N M"]:
     """Eq. 1-3 over `stages`, which share one grid; with `consistency`, corrected for defects that images share."""
-    tokens = [features.patch_tokens[n].to(device) for n in stages]
-    extra = [references.patch_tokens[n].to(device) for n in stages] if references else None
     c, grid = config, features.grids[stages[0]]
+    tokens, degrees = _ready(features, stages, c, device)
+    extra = _ready(references, stages, c, device)[0] if references else None
     if c.consistency == "off":
         return msm.mutual_scores(
-            tokens, c.degrees, c.interval, c.reduction, references=extra, pool=c.references, seed=c.seed, grid=grid,
+            tokens, degrees, c.interval, c.reduction, references=extra, pool=c.references, seed=c.seed, grid=grid,
             precision=c.precision, block=c.block, position_window=c.position_window, progress=progress,
         )  # fmt: skip
     if references:
         raise ConfigError('consistency works without reference images: leave one of the two out ("off").')
     scores, groups = consistency.mutual_scores(
-        tokens, c.degrees, c.interval, c.reduction, correct=c.consistency == "correct", grid=grid,
+        tokens, degrees, c.interval, c.reduction, correct=c.consistency == "correct", grid=grid,
         precision=c.precision, block=c.block, position_window=c.position_window, progress=progress,
     )  # fmt: skip
     if notes is not None:
         notes += consistency.describe(groups, [sample.name for sample in features.samples])
     return scores
+
+
+def _ready(
+    features: Features, stages: list[int], config: MuScConfig, device: torch.device
+) -> tuple[list[Tensor], tuple[int, ...]]:
+    found = [prepared(features.patch_tokens[n].to(device), config, features.grids[n]) for n in stages]
+    return [tokens for tokens, _ in found], found[0][1]
 
 
 def split_subsets(defects: Sequence[str], subsets: int, seed: int) -> list[Tensor]:

@@ -23,6 +23,7 @@ from musc.datasets.base import Sample, Source
 from musc.datasets.images import content_key, read_image
 from musc.errors import ConfigError
 from musc.features import Features
+from musc.scoring.aggregation import SalientTokens, prepared
 
 Span = tuple[float, float]  # where a tile begins and ends along one axis, the image being (0, 1)
 
@@ -150,6 +151,7 @@ def anomaly_maps(
     device: torch.device,
     extract: Callable[[Sequence[Sample]], Features],
     score: Callable[[Features, Features | None], dict[tuple[int, int], Tensor]],
+    salient: SalientTokens | None = None,
 ) -> Float[Tensor, "N H W"]:
     """Anomaly maps (Eq. 3) of the images of `features` by way of their tiles, stitched (`MuScConfig.tiles`).
 
@@ -158,7 +160,8 @@ def anomaly_maps(
     (the whole-image method's corner-aligned stretching would shift the same place differently in two tiles).
 
     image_size: side in pixels of the network's input. extract: samples to tokens. score: tokens of one tile position,
-    and those of the references there, to patch scores by grid (`maps.patch_scores`).
+    and those of the references there, to patch scores by grid (`maps.patch_scores`). salient: takes in the scores of
+    every tile.
     """
     c, N = config, len(features)
     T = c.tiles**2
@@ -175,10 +178,13 @@ def anomaly_maps(
 
     every = [extracted([*cuts, *extra], t) for t in range(T)] if c.tile_pool == "all" else []
     for t in range(T):
+        tile = every[t].take(range(N)) if every else extracted(cuts, t)
         if every:
             patch_scores = _scores_among_all(every, t, N, c, device)
         else:
-            patch_scores = score(extracted(cuts, t), extracted(extra, t) if extra else None)
+            patch_scores = score(tile, extracted(extra, t) if extra else None)
+        if salient:
+            salient.add(tile, patch_scores)
         for grid, scores in patch_scores.items():
             H, W = grid
             whole = F.interpolate(scores.cpu().reshape(N, 1, H, W), stitcher.shape(t), mode="bilinear")[:, 0]
@@ -195,12 +201,12 @@ def _scores_among_all(
     others = ~torch.eye(P, dtype=torch.bool)[:N]  # [N, P]: an image does not score itself
     total: dict[tuple[int, int], Tensor] = {}
     for n, grid in enumerate(every[t].grids):
-        own = every[t].patch_tokens[n][:N].to(device)
+        own, degrees = prepared(every[t].patch_tokens[n][:N].to(device), c, grid)
         found: Tensor | None = None
         for u in range(T):
-            tokens = every[u].patch_tokens[n].to(device)
+            tokens, _ = prepared(every[u].patch_tokens[n].to(device), c, grid)
             d = msm.stage_distances(
-                own, c.degrees, references=tokens, pool=0, grid=grid, precision=c.precision, block=c.block
+                own, degrees, references=tokens, pool=0, grid=grid, precision=c.precision, block=c.block
             )  # [D, N, P, M]
             found = d if found is None else torch.minimum(found, d)
         assert found is not None

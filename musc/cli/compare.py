@@ -1,0 +1,89 @@
+"""`musc compare`: methods side by side on one data set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from musc.cli.data import add_data_options, add_reference_options, categories_of, check_references, references_of
+from musc.cli.failures import DONE
+from musc.cli.options import WORDS, Read
+from musc.cli.outputs import RESULTS, check_folder
+from musc.cli.settings import FIELDS, add_settings, given_settings
+from musc.config import METHODS, NEED_REFERENCES, MuScConfig
+
+if TYPE_CHECKING:
+    from musc.datasets.base import Category
+
+EXAMPLES = """\
+examples:
+  musc compare synthetic --methods musc,muscv2,anomalydino,subspacead
+  musc compare mvtec_anomaly_detection/ --category bottle --backbone dinov2_vits14
+  musc compare mvtec_anomaly_detection/ --methods musc,anomalydino --shots 4
+
+Tokens are extracted once. Without --reference-images and --shots, musc+, patchcore, spade and padim compare with all of
+train/good and the others with nothing; with them, every method gets those references. What an earlier run measured with
+the same settings is taken from OUT/compare.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The words of `musc compare`."""
+    text = "measure methods side by side on a labeled data set"
+    sub = commands.add_parser("compare", help=text, description=f"{text.capitalize()}.", epilog=EXAMPLES)
+    add_data_options(sub)
+    sub.add_argument("--methods", action=Read, kind=WORDS, metavar="NAME,..",
+                     help=f"of {', '.join(METHODS)} (default: all that can run)")  # fmt: skip
+    add_reference_options(sub, plus=False)
+    add_settings(sub.add_argument_group("settings"), [name for name in FIELDS if name != "method"])
+    sub.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of results (default: results)")
+    sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of extracted tokens (default: OUT/.cache)")
+    sub.add_argument("--force", action="store_true", help="measure again what is finished already")
+    sub.set_defaults(command=compare, plus=False, method="musc")
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Measure, and leave compare.csv (by category), comparison.csv (by method) and comparison.png."""
+    from musc import compare as comparing
+
+    check_references(args)
+    check_folder(args.out, "--out")
+    cache = args.cache or args.out / ".cache"
+    check_folder(cache, "--cache")
+    config = MuScConfig(**{name: value for name, value in given_settings(args).items() if name != "method"})
+    categories = categories_of(args)
+    given = args.reference_images is not None or args.shots is not None
+
+    def has_references(method: str) -> bool:
+        return given or (method in NEED_REFERENCES and all(category.train for category in categories))
+
+    def references(category: Category, method: str) -> Category | None:
+        if not given and method not in NEED_REFERENCES:
+            return None
+        return references_of(
+            argparse.Namespace(**{**vars(args), "method": method}), category, alone=len(categories) == 1
+        )
+
+    methods = args.methods
+    if methods is None:
+        methods, reasons = comparing.runnable(config, has_references)
+        for reason in reasons:
+            print(f"left out: {reason}", file=sys.stderr)
+    comparing.check(methods, config, has_references)
+    frame = comparing.compare(
+        categories, methods, config, args.out / "compare", references=references, cache=cache, force=args.force,
+        say=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
+    table = comparing.summary(frame)
+    frame.to_csv(args.out / "compare.csv", index=False, float_format="%.4f")
+    table.to_csv(args.out / "comparison.csv", float_format="%.4f")
+    comparing.plot(table).savefig(args.out / "comparison.png", dpi=150)
+    print(f"\n{config.backbone}, {len(categories)} categories, {frame['images'].sum() // len(methods)} images, masks: "
+          f"{config.mask_protocol}; metrics in %")  # fmt: skip
+    print(table.to_string(float_format=lambda v: f"{v:.2f}"))
+    print(f"extraction, once for all: {frame['extraction s'].sum():.1f} s; GiB: the peak beyond the tokens")
+    print(f"\ntable: {args.out / 'comparison.csv'}   by category: {args.out / 'compare.csv'}   "
+          f"plot: {args.out / 'comparison.png'}")  # fmt: skip
+    return DONE

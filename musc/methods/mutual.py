@@ -1,0 +1,45 @@
+"""MuSc, MuSc+ and MuSc-V2 under the interface of the other methods: mutual scoring, then re-scoring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from musc.config import MuScConfig
+from musc.features import Features
+from musc.methods.base import NO_BLUR, Blur, Scores, need_pool, need_references
+from musc.scoring.aggregation import SalientTokens
+from musc.scoring.maps import anomaly_maps, patch_scores, rescored
+
+
+@dataclass(frozen=True)
+class Mutual:
+    """Mutual scoring by the settings of `config` (Sec. 3), from tokens alone; `MuSc.run` reads images too.
+
+    size: side of the maps in pixels, whose maximum is the image score before re-scoring.
+    """
+
+    blur: ClassVar[Blur] = NO_BLUR
+    corners: ClassVar[bool] = True
+    config: MuScConfig
+    size: int
+    device: torch.device | str = "cpu"
+
+    def score(self, features: Features, references: Features | None = None) -> Scores:
+        """Patch scores (Eq. 3), and image scores after RsCIN (Eq. 5) or RsCon.
+
+        Raises DataError for one image without references, ConfigError for MuSc+ without references.
+        """
+        if references is None:
+            need_pool("MuSc", features)
+        if self.config.references == 0:
+            need_references("MuSc+", features, references)
+        found = patch_scores(features, references, self.config, device=torch.device(self.device))
+        raw = anomaly_maps(found, self.size).flatten(1).amax(dim=1)
+        tokens = features.class_tokens
+        if self.config.rescoring == "rscon":
+            tokens = SalientTokens(self.config).add(features, found)
+        scores, _ = rescored(raw, tokens, self.config.windows)
+        return Scores(found, scores)

@@ -1,0 +1,66 @@
+"""Files that appear whole or not at all, and what a process that was killed leaves of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_at_work: set[str] = set()  # marks of what this process has not finished
+
+
+@contextmanager
+def marked() -> Iterator[str]:
+    """A mark for the name of something unfinished: it tells the machine, the process, and this attempt."""
+    mark = f"{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    _at_work.add(mark)
+    try:
+        yield mark
+    finally:
+        _at_work.discard(mark)
+
+
+def abandoned(mark: str) -> bool:
+    """Whether the process that made this mark is gone; on another machine it may be alive."""
+    found = re.fullmatch(r"(\w+)-(\d+)-\w+", mark)
+    if not found or found[1] != _here() or mark in _at_work:
+        return False
+    if int(found[2]) == os.getpid():  # a process with our number that ended
+        return True
+    try:
+        os.kill(int(found[2]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A new file to fill beside `path`, which takes its place when the block ends, and not if it raises: nobody ever
+    sees half a file. Folders on the way are made. Raises OSError."""
+    with marked() as mark:
+        partial = path.with_name(f".{mark}.partial")
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes that were killed inside `whole` left in a folder and below it."""
+    for path in folder.rglob(".*.partial"):
+        if abandoned(path.name[1:].removesuffix(".partial")):
+            path.unlink(missing_ok=True)
+
+
+def _here() -> str:
+    return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
