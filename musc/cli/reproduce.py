@@ -28,10 +28,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sub = commands.add_parser(
         "reproduce",
         help="make a table or figure of the paper again",
-        description="Make Tables 1 to 18 and Figures 3 to 16 of the paper again.",
+        description="Make Tables 1 to 18 and Figures 1 to 16 of the paper again.",
         epilog=EXAMPLES,
     )
-    sub.add_argument("names", nargs="*", metavar="NAME", help="table_1 ... table_18, figure_3 ... figure_16, or all")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="table_1 ... table_18, figure_1 ... figure_16, or all")
     sub.add_argument("--list", action="store_true", help="name them all")
     sub.add_argument("--profile", help="demo: synthetic data, no network; paper: your copies of MVTec AD, VisA, BTAD "
                      "with ViT-L-14-336 at 518 pixels (default: paper with a data root, else demo)")  # fmt: skip

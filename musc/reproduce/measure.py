@@ -79,8 +79,11 @@ def averaged(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def overall(lab: Profile, number: int) -> pd.DataFrame:
-    """Tables 1, 2 and 14: the method itself."""
-    return joined(averaged(per_category(lab, dataset)) for dataset in measured_sets(lab, number))
+    """Tables 1, 2 and 14: the method itself. Tab. 1 prints it in both of its blocks."""
+    found = joined(averaged(per_category(lab, dataset)) for dataset in measured_sets(lab, number))
+    blocks = ("0-shot block", "4-shot block") if number == 1 else ("",)
+    real, drawn = found[found["dataset"] != SYNTHETIC], found[found["dataset"] == SYNTHETIC]
+    return joined([*(real.assign(row=block) for block in blocks), drawn])
 
 
 def by_category(lab: Profile, number: int) -> pd.DataFrame:
