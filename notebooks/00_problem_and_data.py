@@ -221,7 +221,7 @@ lowest = counts["normal pixels [%]"].min()
 (
     verdict(
         f"Only {image_share:.0f} % of the *images* are normal here, but {share:.1f} % of the *pixels* are. "
-        f"In no category it is less than {lowest:.1f} %.",
+        f"No category has less than {lowest:.1f} %.",
         share - image_share > 20,
         lowest > 90,
     )
@@ -319,9 +319,8 @@ witnesses.round(1)
 # %% tags=["solution", "remove-input"]
 bearable = witnesses["bearable anomalous images [%]"]
 verdict(
-    f"Even in the worst case {bearable.min():.0f} to {bearable.max():.0f} % of a category's images could be "
-    f"anomalous, and here the normal witnesses are enough in {int(witnesses['enough'].sum())} of "
-    f"{len(witnesses)} categories.",
+    f"Even in the worst case {bearable.min():.0f} % of a category's images could be anomalous, and here "
+    f"the normal witnesses are enough in {int(witnesses['enough'].sum())} of {len(witnesses)} categories.",
     bearable.min() > 60,
     witnesses["enough"].all(),
 )
