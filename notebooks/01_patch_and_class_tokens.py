@@ -8,7 +8,7 @@
 #     minutes: 35
 #     smoke:
 #       categories: [weave, tile]
-#       limit: 3
+#       limit: 5
 # ---
 
 # %% [markdown]
@@ -64,6 +64,7 @@ from musc.verdicts import verdict
 
 # %matplotlib inline
 
+# %%
 layout = "synthetic" if profile == "demo" else None
 products = datasets.load(data_root and Path(data_root), layout, categories)
 products = [
@@ -234,7 +235,7 @@ verdict(
 #
 # The class token says what the picture shows as a whole. The cosines of all images with all others, product by product:
 
-# %% mystnb={"figure": {"caption": "Cosine of class tokens; each block on the diagonal is a product.", "name": "fig-tokens-class"}, "image": {"alt": "Similarity matrix with bright square blocks on the diagonal."}}
+# %% mystnb={"figure": {"caption": "Cosine of class tokens; each block on the diagonal is a product.", "name": "fig-tokens-class"}, "image": {"alt": "Matrix of cosines, six products: bright square blocks on the diagonal for bottle tops and capsules, fainter ones for the textures."}}
 every = torch.cat([tokens[p.name].class_tokens for p in products])
 owner = np.repeat(
     [p.name for p in products], [len(tokens[p.name]) for p in products]
@@ -327,6 +328,8 @@ image = preprocess(
     network.std,
     network.interpolation,
 )
+
+# %% tags=["solution"]
 painted = image.clone()
 side = network.spec.patch_size
 y, x = (query[0] * side, query[1] * side)
@@ -356,8 +359,8 @@ near, rest = spread["beside it"], spread["farther"]
 verdict(
     "Every token knows a little of other patches, above all of its neighbours: those beside the painted "
     f"one change by {near.iloc[0]:.0f} % as much as it does at the first stage and by "
-    f"{near.iloc[-1]:.0f} % at the last, those farther than five patches by {rest.iloc[0]:.0f} % and "
-    f"{rest.iloc[-1]:.0f} %. So a defect shines into its surroundings, and the anomaly map is wider "
+    f"{near.iloc[-1]:.0f} % at the last, those farther than five patches by {rest.iloc[0]:.1f} % and "
+    f"{rest.iloc[-1]:.1f} %. So a defect shines into its surroundings, and the anomaly map is wider "
     "than the defect.",
     (near > rest).all(),
     rest.max() < 100,
@@ -403,7 +406,7 @@ rows.round(3)
 ranked = rows["gap / spread"].sort_values()
 verdict(
     f"The gap is largest for {ranked.index[-1].replace('_', ' ')}, {ranked.iloc[-1]:.1f} times the spread "
-    f"of all cosines: there normal images are each other's nearest, which is what RsCIN needs. For "
+    f"of all cosines: there normal images are closer to each other than to defective ones, which is what RsCIN needs. For "
     f"{ranked.index[0].replace('_', ' ')} it is {ranked.iloc[0]:.1f}: the defects do not move the "
     "class token away from normal ones. These are few images; [chapter 4](04_rscin.ipynb) "
     "takes more.",

@@ -8,7 +8,7 @@
 #     minutes: 35
 #     smoke:
 #       category: wood
-#       large_category: tile
+#       large_category: grid
 #       limit: 8
 # ---
 
@@ -62,6 +62,7 @@ from musc.verdicts import verdict
 
 # %matplotlib inline
 
+# %%
 layout = "synthetic" if profile == "demo" else None
 
 
@@ -129,6 +130,7 @@ inner = np.zeros((size, size), dtype=bool)
 inner[rim:-rim, rim:-rim] = True
 inside = (masks & ~inner).sum(axis=(1, 2)) == 0
 shown = np.flatnonzero((patches >= 0.9) & inside)
+shown = shown if len(shown) else np.flatnonzero(patches)
 small = int(shown[patches[shown].argmin()])
 large = int(shown[patches[shown].argmax()])
 pictures = figures.as_seen(features.samples, size)
@@ -186,9 +188,8 @@ verdict(
 # Now let the images score each other ([next chapter](03_msm.ipynb)) at one degree at a time. This is Fig. 3 of the paper on
 # our data, for the same two defects.
 
-# %% mystnb={"figure": {"caption": "Anomaly maps at single degrees and their mean, each on its own scale from its median to its maximum. The outline is the mask.", "name": "fig-lnamd-degrees"}, "image": {"alt": "Two rows of maps, a small and a large defect at degrees 1, 3, 5 and all three; the spot on the small defect grows far beyond its outline as the degree grows."}}
 
-
+# %%
 def scores_by_degree(found):
     """Patch scores of every degree, and their mean: {r: [N, M]}."""
     stages = [
@@ -219,6 +220,7 @@ def filled(n):
     ]
 
 
+# %% mystnb={"figure": {"caption": "Anomaly maps at single degrees and their mean, each on its own scale from its median to its maximum. The outline is the mask.", "name": "fig-lnamd-degrees"}, "image": {"alt": "Two rows of maps, a small and a large defect at degrees 1, 3, 5 and all three; the spot on the small defect grows far beyond its outline as the degree grows."}}
 figures.panels(
     [[pictures[n], *filled(n)] for n in (small, large)],
     titles=[["image", *maps], []],
@@ -421,8 +423,9 @@ existing = pool(chart, 5, 1, 2, count_include_pad=False)
 existing = unit(existing.flatten(2)[0].T, dim=-1)
 largest = float((existing - lnamd.aggregate(x, 5, grid=grid)[0]).abs().max())
 verdict(
-    f"No token changes by more than {1e-9:.0e}. The two means differ by a factor per token, and "
-    "the L2 norm takes it away. The rule matters only with `normalize=False`.",
+    f"No token changes by more than {1e-9:.0e}. The two means differ by a factor "
+    "per token, and the L2 norm takes it away. The rule matters only with "
+    "`normalize=False`.",
     largest < 1e-9,
 )
 

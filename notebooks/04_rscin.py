@@ -8,7 +8,7 @@
 #     minutes: 40
 #     smoke:
 #       category: grid
-#       limit: 8
+#       limit: 12
 # ---
 
 # %% [markdown]
