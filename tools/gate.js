@@ -31,7 +31,8 @@
     for (const caption of all("figcaption, caption, .caption-text")) {
       const number = caption.querySelector(".caption-number");
       const rest = number && caption.textContent.replace(number.textContent, "").trim();
-      if (rest?.match(/^(Fig(ure|\.)?|Tab(le|\.)?)\s*\d/)) fault("two numbers", short(caption.textContent));
+      if (rest?.match(number.textContent.trim().startsWith("Tab") ? /^Tab(le|\.)?\s*\d/ : /^Fig(ure|\.)?\s*\d/))
+        fault("two numbers", short(caption.textContent));
     }
   }
 
