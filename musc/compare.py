@@ -24,6 +24,7 @@ from musc.methods import registry
 from musc.methods.base import image_scores, method_maps
 from musc.pipeline import MuSc
 from musc.results.evaluation import evaluate, read_truth
+from musc.saving import whole
 
 References = Callable[[Category, str], Category | None]  # of a category, for a method
 METRICS = {  # column: where `evaluate` keeps it
@@ -197,10 +198,8 @@ def compare(
                 continue
             say(f"{category.name} {name}")
             rows.append(_measure(category, name, chosen, pool, tokens))
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(rows[-1], indent=1) + "\n", encoding="utf-8")
-            partial.replace(file)
+            with whole(file) as partial:
+                partial.write_text(json.dumps(rows[-1], indent=1) + "\n", encoding="utf-8")
     return pd.DataFrame(rows)
 
 

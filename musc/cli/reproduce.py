@@ -17,7 +17,7 @@ examples:
   musc reproduce --list                     every table and figure, and what of it is measured
   musc reproduce table_3                    on the built-in data set, with the built-in backbone
   musc reproduce table_17 --data-root mvtec_anomaly_detection/ --device cuda
-  musc reproduce all --data-root mvtec_anomaly_detection/ --data-root VisA/ --data-root BTech/
+  musc reproduce all --data-root MVTec/ --data-root VisA/ --data-root BTech/
 
 Each comes as a CSV file (paper, released, here) and a picture. What is finished is reused.
 """
@@ -28,10 +28,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sub = commands.add_parser(
         "reproduce",
         help="make a table or figure of the paper again",
-        description="Make Tables 1 to 18 and Figures 3 to 16 of the paper again.",
+        description="Make Tables 1 to 18 and Figures 1 to 16 of the paper again.",
         epilog=EXAMPLES,
     )
-    sub.add_argument("names", nargs="*", metavar="NAME", help="table_1 ... table_18, figure_3 ... figure_16, or all")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="table_1 ... table_18, figure_1 ... figure_16, or all")
     sub.add_argument("--list", action="store_true", help="name them all")
     sub.add_argument("--profile", help="demo: synthetic data, no network; paper: your copies of MVTec AD, VisA, BTAD "
                      "with ViT-L-14-336 at 518 pixels (default: paper with a data root, else demo)")  # fmt: skip

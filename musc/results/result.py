@@ -247,7 +247,8 @@ def _root_of(folder: Path, header: dict[str, Any]) -> str:
 
 
 def _cannot_write(folder: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # numpy says how much it could not write, and not why: there is no other reason than room
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None):
         return f"the disk is full: {folder} was not written. Free some space, or choose another folder with --out."
     return f"{folder} cannot be written ({error.strerror or error}): choose another folder with --out."
 
