@@ -11,7 +11,7 @@ from musc.cli.data import add_data_options, add_reference_options, categories_of
 from musc.cli.failures import DONE
 from musc.cli.options import WORDS, Read
 from musc.cli.outputs import RESULTS, check_folder
-from musc.cli.settings import FIELDS, add_settings, given_settings
+from musc.cli.settings import FIELDS, add_settings, given_settings, with_network
 from musc.config import METHODS, NEED_REFERENCES, MuScConfig
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sub.add_argument("--methods", action=Read, kind=WORDS, metavar="NAME,..",
                      help=f"of {', '.join(METHODS)} (default: all that can run)")  # fmt: skip
     add_reference_options(sub, plus=False)
-    add_settings(sub.add_argument_group("settings"), [name for name in FIELDS if name != "method"])
+    add_settings(sub.add_argument_group("settings"), [name for name in FIELDS if name != "method"],
+                 {"backbone": "auto"})  # fmt: skip
     sub.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of results (default: results)")
     sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of extracted tokens (default: OUT/.cache)")
     sub.add_argument("--force", action="store_true", help="measure again what is finished already")
@@ -52,7 +53,8 @@ def compare(args: argparse.Namespace) -> int:
     check_folder(args.out, "--out")
     cache = args.cache or args.out / ".cache"
     check_folder(cache, "--cache")
-    config = MuScConfig(**{name: value for name, value in given_settings(args).items() if name != "method"})
+    settings = with_network(given_settings(args))
+    config = MuScConfig(**{name: value for name, value in settings.items() if name != "method"})
     categories = categories_of(args)
     given = args.reference_images is not None or args.shots is not None
 
