@@ -72,7 +72,7 @@ print(lab.describe())
 
 # %%
 def found(made):
-    """A figure's images whose highest point lies on the defect, and the others."""
+    """The images whose highest point lies on the defect, and the others."""
     hit = made.frame["highest point on the defect"] == "yes"
     return made.frame[hit], made.frame[~hit]
 
