@@ -77,6 +77,10 @@ print(lab.describe())
 figure_1 = reproduce.make("figure_1", lab)
 figure_1.figure
 
+# %%
+print(figure_1.summary)
+figure_1.table
+
 # %% tags=["remove-input"]
 idea = figure_1.frame["here"]
 others = idea["other images"]
@@ -144,6 +148,10 @@ verdict(
 figure_2 = reproduce.make("figure_2", lab)
 figure_2.figure
 
+# %%
+print(figure_2.summary)
+figure_2.table
+
 # %% tags=["remove-input"]
 steps = figure_2.frame["here"]
 peak, score = (
@@ -203,9 +211,9 @@ lead = {
     d: a["MuSc"] - max(v for k, v in a.items() if k != "MuSc")
     for d, a in ac.items()
 }
-few = {"row": "4-shot block", "dataset": "visa"}
+shot = {"row": "4-shot block", "dataset": "visa"}
 shots = {
-    m: numbers(table_1.frame, metric=m, **few)
+    m: numbers(table_1.frame, metric=m, **shot)
     for m in ("image_auroc", "image_ap")
 }
 ours, april = (
