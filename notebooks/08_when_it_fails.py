@@ -517,6 +517,7 @@ def box(x, y, w=0.14, h=0.085):
     )
 
 
+# %%
 fine = MuSc(config.replace(image_size=224, stages=(2, 3, 4)))
 windows = (0, 1, 2, 4, 8, np.inf)
 highest = {}
