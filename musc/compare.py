@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from musc.config import METHODS, OTHER_METHODS, PAPER_WINDOWS, MuScConfig
+from musc.backbones import AUTO, choose_backbone
+from musc.config import METHODS, OTHER_METHODS, MuScConfig
 from musc.datasets.base import Category
 from musc.errors import ConfigError, DataError
 from musc.features import Features
@@ -178,6 +179,8 @@ def compare(
         >>> table["method"].tolist(), table["setting"].tolist()
         (['musc', 'subspacead'], ['0-shot', '0-shot'])
     """
+    if config.backbone == AUTO:
+        config = config.replace(backbone=choose_backbone(config.weights))
     rows = []
     for category in categories:
         if not category.labeled:
@@ -187,8 +190,6 @@ def compare(
         tokens = Tokens(base, category)
         for name in methods:
             chosen = of_method(config, name)
-            if name == "musc" and config.windows == MuScConfig().windows:
-                chosen = chosen.replace(windows=PAPER_WINDOWS.get(category.dataset, chosen.windows))
             pool = references(category, name)
             registry.check(chosen, pool is not None)
             file = folder / f"{category.name}-{name}-{_digest(MuSc(chosen, backbone=backbone), category, pool)}.json"

@@ -207,6 +207,7 @@ recalls = np.array(
 ranked = np.sort(normal)
 rates = 1 - np.searchsorted(ranked, thresholds) / len(ranked)
 
+# %%
 # between two of these thresholds only the FPR moves: the recall steps up at its end
 every = np.unique(flat_maps)[::-1]
 x = np.concatenate([[0], 1 - np.searchsorted(ranked, every) / len(ranked)])
@@ -220,7 +221,8 @@ end = np.interp(0.3, x, y)
 exact = np.trapezoid([*y[inside], end], [*x[inside], 0.3]) / 0.3
 assert np.isclose(exact, measured["pro"], atol=1e-6)
 print(
-    f"{len(regions)} regions, AUPRO by hand {100 * exact:.2f} %, pixel_metrics {100 * measured['pro']:.2f} %"
+    f"{len(regions)} regions, AUPRO by hand {100 * exact:.2f} %,"
+    f" pixel_metrics {100 * measured['pro']:.2f} %"
 )
 
 # %% mystnb={"figure": {"caption": "Thin: recall of every region, the darker the larger. Thick: their mean, whose area up to 30 % FPR is PRO. Dashed: recall of all pixels together, which large regions rule.", "name": "fig-metrics-pro"}, "image": {"alt": "A bundle of thin blue rising curves, one per region, with the thick black mean and the dashed recall of all pixels, up to a false positive rate of 0.3."}}

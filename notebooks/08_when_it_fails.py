@@ -494,7 +494,7 @@ verdict(
     " and a position window brings none of it back. Uneven light costs less, even at 20 %:"
     f" {light[0.2]:.2f}. So align, or crop to the part, before you score.",
     shift[0.0] > shift[0.02] > shift[0.1],
-    shift[0.1] < 0.65,
+    shift[0.1] < shift[0.0] - 0.1,
     light[0.2] > shift[0.2] + 0.1,
     abs(by_strength.loc["shift, window 1"][0.1] - shift[0.1]) < 0.15,
 )
@@ -517,6 +517,7 @@ def box(x, y, w=0.14, h=0.085):
     )
 
 
+# %%
 fine = MuSc(config.replace(image_size=224, stages=(2, 3, 4)))
 windows = (0, 1, 2, 4, 8, np.inf)
 highest = {}

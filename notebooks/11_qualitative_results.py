@@ -72,7 +72,7 @@ print(lab.describe())
 
 # %%
 def found(made):
-    """A figure's images whose highest point lies on the defect, and the others."""
+    """The images whose highest point lies on the defect, and the others."""
     hit = made.frame["highest point on the defect"] == "yes"
     return made.frame[hit], made.frame[~hit]
 
@@ -188,9 +188,8 @@ hit, miss = found(figure_12)
 rust = figure_12.frame.query("defect == 'rust'")["pixel AP [%]"].max()
 bent = figure_12.frame.query("defect == 'bent flute'")["pixel AP [%]"].max()
 verdict(
-    f"Found: {len(hit)} of {len(hit) + len(miss)}. Missed: {names(miss)}. Rust, a "
-    f"stain unlike anything normal, is marked best ({rust:.0f}); bent flutes are "
-    f"missed and reach {bent:.0f} at most.",
+    f"Found: {len(hit)} of {len(hit) + len(miss)}. Missed: {names(miss)}. Rust is "
+    f"marked best ({rust:.0f}); bent flutes are missed and reach {bent:.0f} at most.",
     rust == figure_12.frame["pixel AP [%]"].max(),
     bent < rust,
     len(miss.query("defect == 'bent flute'")) > 0,

@@ -73,7 +73,7 @@ table_5 = reproduce.make("table_5", lab)
 print(table_5.summary)
 table_5.table
 
-# %% mystnb={"figure": {"caption": "Table 5 as a picture, the paper's numbers: hollow without RsCIN, filled with it.", "name": "fig-table-5"}, "image": {"alt": "Two dumbbells for image AUROC and two for image AP, MVTec AD and VisA; each filled end lies to the right of the hollow one, further on VisA."}}
+# %% mystnb={"figure": {"caption": "The paper's Table 5 as a picture: hollow without RsCIN, filled with it.", "name": "fig-table-5"}, "image": {"alt": "Two dumbbells for image AUROC and two for image AP, MVTec AD and VisA; each filled end lies to the right of the hollow one, further on VisA."}}
 table_5.figure
 
 # %% tags=["remove-input"]
@@ -107,7 +107,8 @@ for d in ("mvtec_ad", "visa"):
     auroc = numbers(table_5.frame, dataset=d, metric="image_auroc")
     left = 100 - auroc["w/o"]
     print(
-        f"{d}: {100 * (auroc['w'] - auroc['w/o']) / left:.0f} % of {left:.1f} points"
+        f"{d}: {100 * (auroc['w'] - auroc['w/o']) / left:.0f} % of "
+        f"{left:.1f} points"
     )
 
 # %% [markdown]
@@ -131,7 +132,7 @@ table_5.stand_in_figure
 
 # %%
 def alike(result):
-    """Shares of images with the image's own label: of the two nearest, of all."""
+    """Shares with an image's own label: of the two nearest, of all."""
     W = result.class_tokens @ result.class_tokens.T
     np.fill_diagonal(W, -np.inf)  # the image itself does not count
     own = result.labels[:, None]
@@ -140,12 +141,13 @@ def alike(result):
     return 100 * near.mean(), 100 * others.mean() / (len(own) - 1)
 
 
-rows = {}
+rows, home = {}, {}
 for dataset in lab.roots:
     for name in lab.names(dataset):
         result = lab.result(dataset, name)
         groups = ("image_before_rscin", "image")
         aurocs = [100 * result.metrics[g]["auroc"] for g in groups]
+        home[name] = dataset
         rows[name] = [*alike(result), *aurocs, aurocs[1] - aurocs[0]]
 columns = ["neighbours alike [%]", "by chance [%]", "before", "after", "change"]
 kin = pd.DataFrame(rows, index=columns).T.sort_values(columns[0])
@@ -219,7 +221,7 @@ verdict(
 
 # %% tags=["solution"]
 name = kin["change"].idxmin()
-result = lab.result(next(iter(lab.roots)), name)
+result = lab.result(home[name], name)
 scaled = (result.raw_image_scores - result.raw_image_scores.min()) / np.ptp(
     result.raw_image_scores
 )
@@ -229,8 +231,8 @@ W = result.class_tokens @ result.class_tokens.T
 W[i, i] = -np.inf
 near = [result.defects[j] for j in np.argsort(-W[i])[:2]]
 print(
-    f"{name}: {result.defects[i]}, {scaled[i]:.2f} to {result.image_scores[i]:.2f}; "
-    f"nearest: {near}"
+    f"{name}: {result.defects[i]}, {scaled[i]:.2f} to "
+    f"{result.image_scores[i]:.2f}; nearest: {near}"
 )
 
 # %% [markdown]
@@ -320,7 +322,7 @@ table_11 = reproduce.make("table_11", lab)
 print(table_11.summary)
 table_11.table
 
-# %% mystnb={"figure": {"caption": "Table 11 as a picture, the paper's numbers: hollow without RsCIN, filled with it.", "name": "fig-table-11"}, "image": {"alt": "Dumbbells of image AUROC and image AP for twelve methods and settings; most filled ends lie to the right of the hollow ones."}}
+# %% mystnb={"figure": {"caption": "The paper's Table 11 as a picture: hollow without RsCIN, filled with it.", "name": "fig-table-11"}, "image": {"alt": "Dumbbells of image AUROC and image AP for twelve methods and settings; most filled ends lie to the right of the hollow ones."}}
 table_11.figure
 
 # %% tags=["remove-input"]
@@ -358,8 +360,8 @@ verdict(
 # %% tags=["solution"]
 room = 100 - wide["w/o"]
 print(
-    f"rank correlation: {room.corr(change, method='spearman'):.2f} over {len(change)} "
-    "rows"
+    f"rank correlation: {room.corr(change, method='spearman'):.2f} over "
+    f"{len(change)} rows"
 )
 
 # %% [markdown]

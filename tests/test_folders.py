@@ -193,6 +193,16 @@ def test_what_was_left_of_another_folder_is_not_taken(tmp_path):
     assert os.listdir(tmp_path) == ["r.old"]
 
 
+@pytest.mark.parametrize("name", [".", "..", "../r", "below/..", "/"])
+def test_the_working_folder_is_not_replaced_under_one_s_feet(name, tmp_path, monkeypatch):
+    (tmp_path / "r/below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "r")
+    with pytest.raises(OSError, match="the working folder"), replacing(Path(name), OURS):
+        pass
+    assert os.listdir(tmp_path) == ["r"]
+    assert os.listdir(tmp_path / "r") == ["below"]
+
+
 # ------------------------------------------------------------------------------------------------ single files
 
 

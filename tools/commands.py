@@ -35,7 +35,7 @@ def section(parser: argparse.ArgumentParser) -> str:
     lines = [f"({parser.prog.replace(' ', '-')})=", "", f"## {parser.prog}", ""]
     if parser.description:
         lines += [prose(parser.description), ""]
-    lines += ["```text", parser.format_usage().strip(), "```", ""]
+    lines += ["```text", usage(parser), "```", ""]
     for group in parser._action_groups:
         shown = [action for action in group._group_actions if not isinstance(action, HIDDEN)]
         if shown:
@@ -45,6 +45,13 @@ def section(parser: argparse.ArgumentParser) -> str:
     for paragraph in (parser.epilog or "").strip().split("\n\n"):
         lines += examples(paragraph) if paragraph.startswith("examples:") else [prose(paragraph), ""]
     return "\n".join(lines)
+
+
+def usage(parser: argparse.ArgumentParser) -> str:
+    """What must be given; the options follow below."""
+    formatter = parser.formatter_class(parser.prog)
+    formatter.add_usage(None, [a for a in parser._actions if a.required or not a.option_strings], [], "")
+    return f"{formatter.format_help().strip()} [options]"
 
 
 def examples(paragraph: str) -> list[str]:
