@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from plain_onnx import (
@@ -450,6 +451,18 @@ def test_the_line_is_said_once_by_the_command(photos, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the embedded network is used") == 1
     assert done.stdout.count("network: procedural") == 2
+
+
+def test_what_the_page_says_of_input_sizes_is_what_was_measured():
+    table = pd.read_csv(Path(__file__).parents[1] / "benchmarks/results/input_size.csv")
+    table = table[table["data"] == "photographs"].set_index(["network", "pixels"])
+    focus, embedded = table.loc[NAME], table.loc["procedural"]
+    assert focus["pixel AP"].min() > 3 * embedded["pixel AP"].max()
+    assert focus["image AUROC"].idxmax() == focus["pixel AP"].idxmax() == 224
+    assert focus["PRO"].idxmax() == 392
+    cost = focus["network (s)"] + focus["scoring (s)"]
+    assert 1 / 3 < cost[BACKBONES[NAME].image_size] / cost[392] < 0.4
+    assert set(table["images"]) == {44}
 
 
 # ------------------------------------------------------------------------------------------------ the real one
