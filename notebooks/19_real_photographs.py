@@ -65,7 +65,7 @@ else:
     print("`musc weights focus_vits14` brings it (88 MB)")
 print("networks:", ", ".join(networks))
 
-# %%
+# %% mystnb={"figure": {"caption": "The first eight crops of each photograph; every second one has a planted defect.", "name": "fig-photographs"}, "image": {"alt": "Three rows of grey crops, of brick, gravel and grass; lines and spots are easy to see, foreign texture and smears on gravel hardly."}}
 names = ("brick", "gravel", "grass")
 photographs = {name: getattr(skimage.data, name)() for name in names}
 surfaces = {name: planted.texture(photographs, name) for name in textures}
