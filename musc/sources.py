@@ -11,8 +11,8 @@ from pathlib import Path
 NOT_NUMERICAL = (
     "__main__.py", "errors.py", "saving.py", "sources.py", "cli/", "plugin/",
     "results/figures.py", "results/folders.py", "results/pictures.py", "results/result.py", "results/tables.py",
-    "results/thresholds.py", "reproduce/paper/", "reproduce/comparison.py", "reproduce/draw.py",
-    "reproduce/registry.py",
+    "results/thresholds.py", "reproduce/paper/", "reproduce/charts.py", "reproduce/comparison.py",
+    "reproduce/diagrams.py", "reproduce/draw.py", "reproduce/gallery.py", "reproduce/registry.py",
 )  # fmt: skip
 
 HELP = ("help", "unset", "metavar")  # what is said of a setting (see `config`)

@@ -12,12 +12,12 @@ FOUND = status.everything()
 
 
 def test_count_of_tables_and_figures(capsys):
-    """Each with paper and measured values side by side or marked quoted, and with its picture."""
+    """Each with the paper's numbers and its picture."""
     with capsys.disabled():
         print(f"\n{status.count(FOUND)}")
-    assert status.count(FOUND) == "tables 18/18, figures 14/14"
+    assert status.count(FOUND) == "tables 18/18, figures 16/16"
     assert status.main(["count"]) == 0
-    assert "tables 18/18, figures 14/14" in capsys.readouterr().out
+    assert "tables 18/18, figures 16/16" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -43,7 +43,8 @@ def test_status_page_is_generated():
         row = next(line for line in content[0].splitlines() if line.startswith(f"| {item.title} |"))
         assert f"`musc reproduce {item.name}`" in row
         assert f"({'../notebooks/' + item.notebook}.ipynb)" in row
-        assert FOUND[item.name].summary.partition(": ")[2] in row
+        ran = "{} of {}".format(*FOUND[item.name].run) if item.kind == "table" else "no"
+        assert f"| {ran} |" in row
     recorded = json.loads(notebooks.RECORD.read_text(encoding="utf-8"))
     for stem, entry in recorded.items():
         assert f"[{stem}](../notebooks/{stem}.ipynb) | {entry['seconds']} |" in content[0]
@@ -59,23 +60,37 @@ def notebook(tmp_path, *cells):
     return path
 
 
-TABLE = (
-    "<table><tr><th>row</th><th>paper</th><th>here</th></tr><tr><th>a</th><td>97.8</td><td>not run</td></tr></table>"
-)
-SAID = {"output_type": "stream", "name": "stdout", "text": ["Table 3: 0 measured, 1 not run, 0 quoted\n"]}
+TABLE = "<table><tr><th>row</th></tr><tr><th>a</th><th>paper</th><td>97.8</td><td>–</td></tr></table>"
+SAID = "Table 3: 3 of 24 cells run on MVTec AD and VisA; 0 quoted; synthetic stand-in, apart: 12\n"
+PRINTED = {"output_type": "stream", "name": "stdout", "text": [SAID]}
 PICTURE = {"output_type": "display_data", "data": {"image/png": "x"}}
 
 
-def test_an_item_needs_its_table_its_picture_and_our_column(tmp_path):
+def shown(tmp_path, *cells):
+    return status.shown(notebook(tmp_path, *cells))["table_3"]
+
+
+def test_an_item_needs_its_table_its_picture_and_the_papers_numbers(tmp_path):
     html = {"output_type": "execute_result", "data": {"text/html": [TABLE]}}
-    cells = [("print(table_3.summary)\ntable_3.table", [SAID, html]), ("table_3.figure", [PICTURE])]
-    whole = status.shown(notebook(tmp_path, *cells))["table_3"]
+    cells = [("print(table_3.summary)\ntable_3.table", [PRINTED, html]), ("table_3.figure", [PICTURE])]
+    whole = shown(tmp_path, *cells)
     assert whole.complete
-    assert (whole.numbers, whole.not_run, whole.quoted) == (1, 1, 0)
-    assert not status.shown(notebook(tmp_path, cells[0]))["table_3"].complete
-    assert not status.shown(notebook(tmp_path, cells[1]))["table_3"].complete
-    alone = {"output_type": "execute_result", "data": {"text/html": [TABLE.replace("here", "there")]}}
-    cells[0] = (cells[0][0], [SAID, alone])
-    assert not status.shown(notebook(tmp_path, *cells))["table_3"].complete
+    assert (whole.numbers, whole.sources, whole.run, whole.stand_in) == (1, ("paper",), (3, 24), "12 cells")
+    assert not shown(tmp_path, cells[0]).complete
+    assert not shown(tmp_path, cells[1]).complete
+    alone = {"output_type": "execute_result", "data": {"text/html": [TABLE.replace("paper", "here")]}}
+    assert not shown(tmp_path, (cells[0][0], [PRINTED, alone]), cells[1]).complete
     assert status.shown(tmp_path / "missing.ipynb") == {}
     assert status.count({"table_1": status.Shown(), "figure_3": whole}) == "tables 0/1, figures 1/1"
+
+
+def test_the_page_leads_with_what_was_run_on_real_data():
+    table, drawn = status.Shown(summary=SAID), status.Shown(summary="Figure 4: drawn from MVTec AD data")
+    stand_in = status.Shown(summary="Figure 5: drawn from synthetic data")
+    assert (stand_in.stand_in, drawn.stand_in) == ("drawn from it", "none")
+    said = status.lead({"table_3": table, "figure_4": drawn, "figure_5": stand_in})
+    assert "3 of 24 cells were run" in said
+    assert "1 of 2 figures drawn" in said
+    untouched = status.Shown(summary=SAID.replace("3 of 24", "0 of 24"))
+    assert "none of 24 cells were run" in status.lead({"table_3": untouched})
+    assert status.page().startswith("**On MVTec AD, VisA and BTAD ")

@@ -1,9 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from musc.config import MuScConfig
 from musc.results import MuScResult
-from musc.results.tables import metrics_table
+from musc.results.tables import MarkedTable, metrics_table
 
 
 def result(dataset, category, auroc):
@@ -25,3 +26,18 @@ def test_mean_in_percent_without_the_hard_categories():
 
 def test_one_category_needs_no_mean():
     assert list(metrics_table([result("toy", "cup", 1.0)]).index) == ["cup"]
+
+
+def test_marks_are_bold_and_underlined_on_a_page():
+    cells = pd.DataFrame({"AUROC": ["97.8", "91.8", "86.1"]}, index=["a", "b", "c"])
+    marks = pd.DataFrame({"AUROC": ["best", "second", ""]}, index=cells.index)
+    page = MarkedTable(cells, marks)._repr_html_()
+    assert "<td><b>97.8</b></td>" in page
+    assert "<td><u>91.8</u></td>" in page
+    assert "<td>86.1</td>" in page
+    assert repr(MarkedTable(cells, marks)).split() == ["AUROC", "a", "97.8*", "b", "91.8'", "c", "86.1"]
+
+
+def test_plain_numbers_have_three_digits_below_one():
+    frame = pd.DataFrame({"x": [0.12345, 87.654, np.nan, 3, "yes"]}, dtype=object)
+    assert list(MarkedTable.plain(frame).texts["x"]) == ["0.123", "87.7", "", "3", "yes"]

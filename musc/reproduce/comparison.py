@@ -1,17 +1,18 @@
-"""Paper, released code and this run beside each other."""
+"""Paper, released code and this run beside each other, and the synthetic stand-in apart from them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
-from matplotlib.figure import Figure
 
 from musc.reproduce.experiments import GRIDS
 from musc.reproduce.measure import KEYS
-from musc.reproduce.paper import METRICS, released_code, table
+from musc.reproduce.paper import released_code, table
+from musc.reproduce.profiles import SYNTHETIC
+from musc.results.tables import MarkedTable
 
 OURS = ("MuSc", "MuSc+")
 NAMES = {
@@ -19,7 +20,7 @@ NAMES = {
     "visa": "VisA",
     "btad": "BTAD",
     "mvtec_ad+visa": "MVTec AD and VisA",
-    "synthetic": "synthetic",
+    SYNTHETIC: "synthetic",
     "image_auroc": "image AUROC",
     "image_f1_max": "image F1-max",
     "image_ap": "image AP",
@@ -29,27 +30,49 @@ NAMES = {
     "pro": "PRO",
     "time_ms": "time [ms per image]",
     "gpu_mb": "GPU memory [MB]",
+    "0-shot block": "0-shot",
+    "4-shot block": "4-shot",
     "subset_images_min": "least images",
     "subset_images_max": "most images",
-    "released": "released",
-    "": "not named",
+    "": "",
 }
-COLOURS = {"mvtec_ad": "#0072B2", "visa": "#D55E00", "btad": "#009E73", "synthetic": "#CC79A7"}  # Okabe and Ito
-MISSING = "missing from our copy of the paper"
-DEFAULT = {3: "{1, 3, 5}", 4: "(f) 30% + mean", 5: "w", 6: "s = 1", 7: "1", 8: "CLIP ViT-L-14-336", 9: "{1, 3, 5}"}
-DEFAULT |= {10: "0% ~ 30%", 13: "ViT-L-14-336, s = 1"}  # the rows that are the method as released
+# Where a number comes from: columns of a comparison, and how a reader finds them named.
+SOURCES = {"paper": "paper", "elsewhere": "paper, Tab. 13", "released": "released code", "here": "here"}
+HEADINGS = {"dataset": "data set", "row": "case"}  # of columns that name rows, where others than in the frame
+LOW = ("time_ms", "gpu_mb")  # the less, the better
+UNMARKED = ("subset_images_min", "subset_images_max")
+DEFAULT: dict[int, str | None] = {
+    3: "{1, 3, 5}",
+    4: "(f) 30% + mean",
+    5: "w",
+    6: "s = 1",
+    7: "1",
+    8: "CLIP ViT-L-14-336",
+    9: "{1, 3, 5}",
+}
+DEFAULT |= {10: "0% ~ 30%", 11: None, 13: "ViT-L-14-336, s = 1"}  # the rows that are the method as released
 
 
 def printed(number: int) -> pd.DataFrame:
-    """A table of the paper with its own columns gathered in `row`, named as `experiments.GRIDS` names them."""
+    """A table of the paper with its own columns gathered in `row`, named as `experiments.GRIDS` names them.
+
+    `elsewhere` is what Tab. 13 prints for a row of Tab. 6, whose own numbers our copy of the paper lacks.
+    """
     frame = table(number)
     frame["row"] = [_row(number, line) for line in frame.to_dict("records")]
     frame = frame.rename(columns={"value": "paper"})
-    return frame.drop_duplicates([*KEYS, "paper"])[[*KEYS, "paper", "note"]].reset_index(drop=True)
+    frame["elsewhere"] = np.nan
+    if number == 6:
+        nearby = printed(13).query("method == 'MuSc'").set_index(["row", "metric"])["paper"]
+        frame["elsewhere"] = [nearby[f"ViT-L-14-336, {row}", m] for row, m in frame[["row", "metric"]].to_numpy()]
+    columns = [*KEYS, "paper", "spread", "elsewhere", "note"]
+    return frame.drop_duplicates([*KEYS, "paper"])[columns].reset_index(drop=True)
 
 
 def _row(number: int, line: dict) -> str:
     match number:
+        case 1:
+            return line["block"] + " block"
         case 3 | 9:
             return "{" + line["degrees"].replace(",", ", ") + "}"
         case 4:
@@ -71,7 +94,8 @@ def _row(number: int, line: dict) -> str:
 
 
 def compare(number: int, here: pd.DataFrame, run_here: Sequence[str] = OURS) -> pd.DataFrame:
-    """The tidy comparison of one table: dataset, category, method, setting, row, metric, paper, released, here, status.
+    """The tidy comparison of one table: dataset, category, method, setting, row, metric, paper, spread, elsewhere,
+    released, here, status, note.
 
     here: tidy rows of `measure`. run_here: the methods that this package can run. status: "measured"; "not run" (it
     could be, and was not); "quoted" (the paper's number of another method). Empty cells are NaN. What was measured on a
@@ -90,91 +114,101 @@ def compare(number: int, here: pd.DataFrame, run_here: Sequence[str] = OURS) -> 
     quoted = ~frame["method"].isin(run_here)
     frame["status"] = np.where(frame["here"].notna(), "measured", np.where(quoted, "quoted", "not run"))
     frame["note"] = frame["note"].fillna("")
-    return frame[[*KEYS, "paper", "released", "here", "status", "note"]].reset_index(drop=True)
+    return frame[[*KEYS, *("paper", "spread", "elsewhere", "released", "here", "status", "note")]].reset_index(
+        drop=True
+    )
 
 
 def _released(number: int, frame: pd.DataFrame) -> list[float]:
     known: dict[tuple, float] = released_code().set_index(["dataset", "category", "metric"])["value"].to_dict()
-    usual = (frame["method"] == "MuSc") & (frame["setting"] == "0-shot") & (frame["row"] == DEFAULT.get(number, ""))
+    known |= {("", "mean", "time_ms"): known["", "", "time_ms"]}
+    usual = (frame["method"] == "MuSc") & (frame["setting"] == "0-shot")
+    if number in DEFAULT:
+        usual &= frame["row"] == DEFAULT[number]
     keys = zip(frame["dataset"], frame["category"], frame["metric"], strict=True)
     return [known.get(key, np.nan) if u else np.nan for key, u in zip(keys, usual, strict=True)]
 
 
-def side_by_side(frame: pd.DataFrame, rows: Sequence[str], across: Sequence[str]) -> pd.DataFrame:
-    """A comparison as a reader wants it: paper, released code and here next to each other, as text.
+def on_real_data(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a comparison that the paper has: its data sets."""
+    return frame[frame["dataset"] != SYNTHETIC]
 
-    rows, across: columns of the comparison that become rows and columns, "source" among them. An empty cell of `here`
-    says "not run" or "quoted"; the paper's own gaps stay empty, and what our copy of it lacks says "missing". Rows and
-    columns without any entry are left out. Where the source stands in the rows, quoted methods have one row, "paper
-    (quoted)".
+
+def stand_in(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a comparison that were measured on the synthetic data set."""
+    return frame[frame["dataset"] == SYNTHETIC]
+
+
+class Numbers(dict[object, float]):
+    """Numbers by what tells them apart; NaN for what was not printed or not measured."""
+
+    def __missing__(self, key: object) -> float:
+        return math.nan
+
+
+def numbers(frame: pd.DataFrame, source: str = "paper", **where: str) -> Numbers:
+    """The numbers of one source (paper, released, here) in the rows of a comparison in which columns have given values.
+
+    They are keyed by the other columns of `KEYS` that differ among them: by a value, or a tuple where several do.
+
+    Example:
+        >>> AC = numbers(compare(9, pd.DataFrame(columns=[*KEYS, "value"])), dataset="visa", metric="image_auroc")
+        >>> AC["{1, 3}"], AC["{1, 3, 5}"], AC["{1, 3, 5, 7}"], AC["{7}"]
+        (93.7, 92.8, 90.8, nan)
     """
-    in_rows, long = "source" in rows, []
-    if tuple(rows) == ("dataset", "row"):  # one block per data set, where the paper has one column
-        first = list(dict.fromkeys(frame["dataset"]))
-        frame = frame.sort_values("dataset", key=lambda names: names.map(first.index), kind="stable")
-    for line in frame.to_dict("records"):
-        digits = 0 if line["metric"] in ("time_ms", "gpu_mb") or line["metric"].startswith("subset") else 1
-        quoted = line["status"] == "quoted"
-        for source in ("paper", "released", "here"):
-            text = "" if pd.isna(line[source]) else f"{line[source]:.{digits}f}"
-            if source == "paper" and MISSING in line["note"]:
-                text = "missing"
-            if source == "here" and not text:
-                text = "" if in_rows and quoted else line["status"]
-            label = "paper (quoted)" if in_rows and quoted and source == "paper" else NAMES.get(source, source)
-            long.append({**line, "source": label, "text": text, "order": ("paper", "released", "here").index(source)})
-    wide = pd.DataFrame(long)
-    for column in ("dataset", "metric"):
-        wide[column] = wide[column].replace(NAMES)
-    keys = [*rows, *across]
-    place = {
-        key: n for n, key in enumerate(dict.fromkeys(map(tuple, wide[[k for k in rows if k != "source"]].to_numpy())))
-    }
-    groups = [k for k in across if k != "source"]
-    beside = {key: n for n, key in enumerate(dict.fromkeys(map(tuple, wide[groups].to_numpy())))}
-    wide["place"] = [place[key] for key in map(tuple, wide[[k for k in rows if k != "source"]].to_numpy())]
-    wide["beside"] = [beside[key] for key in map(tuple, wide[groups].to_numpy())]
-    wide = wide[wide["text"] != ""].drop_duplicates(keys)
-    cells = wide.set_index(keys)["text"].unstack(list(across)).fillna("")
-    first = wide.sort_values(["place", "order"] if in_rows else ["place"], kind="stable")
-    rows_in_order = list(dict.fromkeys(map(tuple, first[list(rows)].to_numpy())))
-    columns = list(
-        dict.fromkeys(map(tuple, wide.sort_values(["beside", "order"], kind="stable")[list(across)].to_numpy()))
-    )
-    cells = cells.loc[rows_in_order if len(rows) > 1 else [r[0] for r in rows_in_order]]
-    cells = cells[columns if len(across) > 1 else [c[0] for c in columns]]
-    return cells.rename_axis(columns=[None] * cells.columns.nlevels)
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    frame = frame.dropna(subset=source)
+    keys = [k for k in KEYS if k not in where and frame[k].nunique() > 1] or ["row"]
+    names = frame[keys[0]] if len(keys) == 1 else zip(*(frame[k] for k in keys), strict=True)
+    return Numbers(zip(names, map(float, frame[source]), strict=True))
 
 
-def dots(frame: pd.DataFrame, labels: Sequence[str], metrics: Sequence[str] = ()) -> Figure:
-    """A comparison as a picture: a row per setting, hollow what the paper prints, filled what was measured here.
+def side_by_side(
+    frame: pd.DataFrame, rows: Sequence[str], across: Sequence[str], best: Sequence[str] | None = None
+) -> MarkedTable:
+    """A comparison as a reader wants it: below each other paper, released code and here, each where there is a number.
 
-    labels: the columns that name a row. metrics: one panel each (default: image and pixel AUROC where they are there).
+    rows, across: columns of the comparison that become rows and columns. best: columns within which the best of the
+    paper's numbers is marked, and among more than three the second best; None marks none. A deviation stands behind its
+    number; a dash is the paper's own.
     """
-    there = [m for m in (*METRICS, "time_ms") if m in set(frame["metric"])]
-    metrics = metrics or [m for m in ("image_auroc", "pixel_auroc", "time_ms") if m in there][:2] or there[:1]
-    frame = frame[frame["metric"].isin(metrics)].assign(
-        label=frame[list(labels)].astype(str).replace(NAMES).agg(" ".join, axis=1).str.strip()
-    )
-    names = list(dict.fromkeys(frame["label"]))
-    figure = Figure(figsize=(3.6 * len(metrics) + 1.4, 0.24 * len(names) + 1.3), layout="constrained")
-    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-    seen: dict[str, Artist] = {}
-    for ax, metric in zip(axes, metrics, strict=True):
-        for line in frame[frame["metric"] == metric].to_dict("records"):
-            colour = COLOURS.get(line["dataset"], "#555555")
-            y = names.index(line["label"])
-            for source, style in (("paper", {"facecolors": "none"}), ("here", {"facecolors": colour})):
-                if pd.notna(line[source]):
-                    name = f"{NAMES.get(line['dataset'], 'largest category')}, {source}"
-                    seen[name] = ax.scatter(line[source], y, s=44, edgecolors=colour, linewidths=1.5, zorder=3, **style)
-        unit = "" if "[" in NAMES[metric] else " [%]"
-        ax.set_xlabel(NAMES[metric] + unit)
-        ax.grid(axis="both", color="#DDDDDD", linewidth=0.6)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(range(len(names)), names, fontsize=9)
-    axes[0].set_ylim(len(names) - 0.5, -0.5)
-    if seen:
-        figure.legend(list(seen.values()), list(seen), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    return figure
+    text, mark = [], []
+    marks = _marks(frame, best)
+    for line, marked in zip(frame.to_dict("records"), marks, strict=True):
+        shared = {c: NAMES.get(line[c], line[c]) for c in (*rows, *across)}
+        for source, name in SOURCES.items():
+            dash = source == "paper" and pd.isna(line["paper"]) and line["status"] == "quoted"
+            if pd.notna(line[source]) or dash:
+                text.append(shared | {"source": name, "text": "–" if dash else _written(line, source)})
+                mark.append(shared | {"source": name, "text": marked if source == "paper" else ""})
+    return MarkedTable(*(_wide(pd.DataFrame(long), [*rows, "source"], list(across)) for long in (text, mark)))
+
+
+def _wide(long: pd.DataFrame, rows: list[str], across: list[str]) -> pd.DataFrame:
+    """The column `text` by rows and columns, both in the order in which they come."""
+    cells = long.drop_duplicates([*rows, *across]).set_index([*rows, *across])["text"].unstack(across).fillna("")
+    order = long[rows].drop_duplicates(), long[across].drop_duplicates()
+    down, along = (pd.MultiIndex.from_frame(frame) for frame in order)
+    cells = cells.reindex(index=down, columns=along if len(across) > 1 else along.get_level_values(0))
+    return cells.rename_axis(columns=[None] * cells.columns.nlevels).rename_axis(index=HEADINGS)
+
+
+def _written(line: dict, source: str) -> str:
+    value, metric = line[source], line["metric"]
+    if metric in LOW or metric in UNMARKED:
+        return f"{value:.1f}".removesuffix(".0")
+    spread = f"±{line['spread']:.1f}" if source == "paper" and pd.notna(line["spread"]) else ""
+    return f"{value:.1f}{spread}"
+
+
+def _marks(frame: pd.DataFrame, within: Sequence[str] | None) -> list[str]:
+    """ "best", "second" or "" for every printed number, among those that share the metric and the columns `within`."""
+    if within is None:
+        return [""] * len(frame)
+    sign = np.where(frame["metric"].isin(LOW), -1.0, 1.0)
+    worth = (sign * frame["paper"]).where(~frame["metric"].isin(UNMARKED))
+    place = worth.groupby([frame[c] for c in (*within, "metric")]).rank(ascending=False, method="dense")
+    rivals = worth.groupby([frame[c] for c in (*within, "metric")]).transform("count")
+    best, second = (place == 1) & (rivals > 1), (place == 2) & (rivals > 3)
+    return list(np.select([best, second], ["best", "second"], default=""))

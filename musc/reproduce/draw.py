@@ -1,8 +1,10 @@
-"""Figures 3 to 16 of the paper from this run's own maps and scores: what each shows, and the numbers behind it."""
+"""Figures 3 to 5 and 7 to 10 from this run's own distances, maps and scores, and the numbers behind each.
+
+Each returns the picture, its numbers beside what the paper says of them, and the data sets that it was drawn from.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -15,34 +17,15 @@ from numpy.typing import NDArray
 from musc import metrics, msm
 from musc.datasets.base import Sample
 from musc.errors import DataError
-from musc.reproduce.comparison import COLOURS, NAMES
+from musc.reproduce.charts import COLOURS
+from musc.reproduce.comparison import NAMES
 from musc.reproduce.measure import of_experiment
-from musc.reproduce.paper import table
-from musc.reproduce.profiles import SYNTHETIC, Profile
+from musc.reproduce.profiles import Profile
 from musc.results import figures
 from musc.results.pictures import shared_scale
 
-Drawn = tuple[Figure, pd.DataFrame]
+Drawn = tuple[Figure, pd.DataFrame, tuple[str, ...]]
 Said = list[tuple[str, str, str | float]]
-# What the synthetic data set shows in place of the paper's categories.
-DEMO = {
-    6: ("capsule", "bottle_top", "board"),
-    11: ("board",),
-    12: ("bottle_top",),
-    13: ("screw",),
-    14: ("capsule", "grid"),
-    15: ("leather", "tile"),
-    16: ("weave", "wood"),
-}
-PAPER = {
-    6: ("pill", "cashew", "bottle", "pcb1", "metal_nut", "pipe_fryum"),
-    11: ("candle", "capsules", "chewinggum", "fryum"),
-    12: ("cashew", "macaroni1", "pcb1", "pcb2"),
-    13: ("pcb4", "macaroni2", "pipe_fryum", "pcb3"),
-    14: ("bottle", "cable", "capsule", "carpet", "grid", "hazelnut"),
-    15: ("leather", "metal_nut", "pill", "screw", "tile", "toothbrush"),
-    16: ("transistor", "wood", "zipper"),
-}
 
 
 def pick(lab: Profile, *preferred: str) -> tuple[str, str]:
@@ -54,12 +37,8 @@ def pick(lab: Profile, *preferred: str) -> tuple[str, str]:
 
 
 def says(*rows: tuple[str, str, str | float]) -> pd.DataFrame:
-    """What the paper says of a figure beside what this run found; numbers to three digits.
-
-    A quantity and what the paper says have at most 50 characters: pandas cuts longer ones off.
-    """
-    text = [(what, paper, f"{here:.3f}" if isinstance(here, float) else str(here)) for what, paper, here in rows]
-    return pd.DataFrame(text, columns=["quantity", "paper", "here"]).set_index("quantity")
+    """What the paper says of a figure beside what this run found."""
+    return pd.DataFrame(rows, columns=["quantity", "paper", "here"], dtype=object).set_index("quantity")
 
 
 def by_area(samples: Sequence[Sample], size: int) -> list[int]:
@@ -79,7 +58,7 @@ def degree_maps(lab: Profile, dataset: str, name: str) -> dict[str, NDArray[np.f
 
 def figure_3(lab: Profile) -> Drawn:
     """Anomaly maps of the smallest, a middle and the largest defect at each aggregation degree."""
-    dataset, name = pick(lab, "leather", "hazelnut")
+    dataset, name = pick(lab, "screw", "hazelnut")
     samples, maps = lab.category(dataset, name).samples, degree_maps(lab, dataset, name)
     maps.pop("r in {3, 5}")
     size = next(iter(maps.values())).shape[-1]
@@ -87,28 +66,28 @@ def figure_3(lab: Profile) -> Drawn:
     chosen = list(dict.fromkeys([rows[0], rows[len(rows) // 2], rows[-1]]))
     figure, masks = _rows(samples, chosen, maps, size)
     found: Said = []
-    for i, kind in ((chosen[0], "smallest"), (chosen[-1], "largest")):
-        aps = {r: metrics.pixel_metrics(masks[i][None], m[i][None])["ap"] for r, m in maps.items()}
+    for i, kind, said in (
+        (chosen[0], "smallest", "r = 1 suits the small defect"),
+        (chosen[-1], "largest", "r = 5 suits the large defect"),
+    ):
+        aps = {r: float(metrics.pixel_metrics(masks[i][None], m[i][None])["ap"]) for r, m in maps.items()}
         best = max((r for r in aps if "{" not in r), key=lambda r: aps[r])
-        said = "r = 1 suits the small defect" if kind == "smallest" else "r = 5 suits the large defect"
-        found.append((f"best degree by pixel AP, {kind} defect", said, best))
-        found += [(f"pixel AP of that image, {r}", "", float(ap)) for r, ap in aps.items()]
-    return figure, says(*found)
+        found.append((f"best single degree, {kind} defect", said, best))
+        found += [(f"pixel AP, {kind} defect, {r}", "", ap) for r, ap in aps.items()]
+    return figure, says(*found), (dataset,)
 
 
 def figure_9(lab: Profile) -> Drawn:
-    """The smallest defect of one category for five combinations of degrees."""
+    """The two smallest defects of one category for five combinations of degrees."""
     dataset, name = pick(lab, "screw")
     samples, maps = lab.category(dataset, name).samples, degree_maps(lab, dataset, name)
     size = next(iter(maps.values())).shape[-1]
     chosen = by_area(samples, size)[:2]
     figure, masks = _rows(samples, chosen, maps, size)
     i = chosen[0]
-    said = {"r in {3, 5}": "lower: a false negative", "r in {1, 3, 5}": "rises again"}
-    found = [
-        (f"peak on the smallest defect, {r}", said.get(r, ""), float(m[i][masks[i]].max())) for r, m in maps.items()
-    ]
-    return figure, says(*found)
+    said = {"r in {3, 5}": "lower than r = 3", "r in {1, 3, 5}": "higher than {3, 5}"}
+    found = [(f"peak on the defect, {r}", said.get(r, ""), float(m[i][masks[i]].max())) for r, m in maps.items()]
+    return figure, says(*found), (dataset,)
 
 
 def _rows(
@@ -152,7 +131,7 @@ def patch_distances(lab: Profile, dataset: str, name: str) -> tuple[NDArray, NDA
 
 def figure_4(lab: Profile) -> Drawn:
     """Distances of normal and abnormal patches, one other image at a time and averaged over all or the lowest 30 %."""
-    dataset, name = pick(lab, "leather", "bottle")
+    dataset, name = pick(lab, "board", "bottle")
     D, labels = patch_distances(lab, dataset, name)
     X = int(100 * lab.config.interval[1])
     whole = D.mean(axis=1)
@@ -171,15 +150,21 @@ def figure_4(lab: Profile) -> Drawn:
     for ax, (title, normal, anomalous) in zip(axes.flat, panels, strict=True):
         figures.two_histograms(ax, normal, anomalous, edges)
         ax.set_title(title, fontsize=10)
-        if len(normal) or len(anomalous):
-            ax.legend(frameon=False, fontsize=9)
+    handles, names = axes[1, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     for ax in axes[1]:
         ax.set_xlabel("distance between unit vectors")
-    overlap = {"(c)": shared_area(whole, labels, edges), "(d)": shared_area(lowest, labels, edges)}
-    return figure, says(
-        ("area that the histograms of (c) share", "larger", overlap["(c)"]),
-        ("area that the histograms of (d) share", "smaller, in [0.2, 0.4]", overlap["(d)"]),
-        ("normal patches, abnormal patches", "", f"{(labels == 0).sum()}, {(labels == 1).sum()}"),
+    return (
+        figure,
+        says(
+            ("area that the histograms of (c) share", "larger", shared_area(whole, labels, edges)),
+            ("area that the histograms of (d) share", "smaller", shared_area(lowest, labels, edges)),
+            ("distances to a patch", "", D.shape[1]),
+            ("of these the lowest share", "", msm.interval_bounds(D.shape[1], lab.config.interval)[1]),
+            ("normal patches", "", int((labels == 0).sum())),
+            ("abnormal patches", "", int((labels == 1).sum())),
+        ),
+        (dataset,),
     )
 
 
@@ -191,26 +176,23 @@ def shared_area(values: NDArray, labels: NDArray, edges: NDArray) -> float:
 
 def figure_10(lab: Profile) -> Drawn:
     """Fig. 4 (b) alone, its left corner marked: distances to the few images that show something similar."""
-    dataset, name = pick(lab, "leather", "bottle")
+    dataset, name = pick(lab, "board", "bottle")
     D, labels = patch_distances(lab, dataset, name)
     single = D.transpose(0, 2, 1)
     abnormal, normal = single[labels == 1].ravel(), single[labels == 0]
-    limit = float(np.quantile(normal, 0.99))
+    limit = float(np.median(normal))
     figure = Figure(figsize=(6, 3), layout="constrained")
     ax = figure.subplots()
     edges = np.linspace(0, float(D.max()), 49)
     figures.two_histograms(ax, np.empty(0), abnormal, edges)
-    ax.axvspan(0, limit, color="#999999", alpha=0.3, label="as close as 99 % of normal distances")
+    ax.axvspan(0, limit, color="#999999", alpha=0.3, label="as near as half of the normal distances")
     ax.set_xlabel("distance between unit vectors")
     ax.legend(frameon=False, fontsize=9)
-    return figure, says(
-        (
-            "abnormal patches' distances in the corner",
-            "small, marked in red",
-            float((abnormal < limit).mean()),
-        ),
-        ("the same of normal patches' distances", "", float((normal < limit).mean())),
+    found = (
+        ("abnormal patches' distances in the corner", "small", float((abnormal < limit).mean())),
+        ("normal patches' distances in the corner", "", float((normal < limit).mean())),
     )
+    return figure, says(*found), (dataset,)
 
 
 def figure_5(lab: Profile) -> Drawn:
@@ -250,13 +232,16 @@ def figure_5(lab: Profile) -> Drawn:
         axes[2 * n + 1].imshow(np.asarray(result.anomaly_maps[row]), cmap=figures.CMAP, norm=scale)
         for ax in axes[2 * n : 2 * n + 2]:
             ax.set_axis_off()
-    return figure, says(
+    found = (
         ("raw score of normal image (i)", "0.129", float(raw[i])),
         ("raw score of normal image (ii)", "0.079", float(raw[j])),
         ("similarity of their class tokens", "0.987", float(similar[i, j])),
-        ("area that normal and abnormal share, before", "large", shared_area(scaled, labels, edges)),
-        ("area that normal and abnormal share, after", "smaller", shared_area(after, labels, edges)),
+        ("scaled score of (i) before", "", float(scaled[i])),
+        ("scaled score of (i) after", "lower", float(after[i])),
+        ("area that both kinds share, before", "large", shared_area(scaled, labels, edges)),
+        ("area that both kinds share, after", "smaller", shared_area(after, labels, edges)),
     )
+    return figure, says(*found), (dataset,)
 
 
 def figure_7(lab: Profile) -> Drawn:
@@ -264,47 +249,49 @@ def figure_7(lab: Profile) -> Drawn:
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots(1, 2)
     found: Said = []
-    for dataset in lab.roots:
-        frame = of_experiment(lab, dataset, "figure_7")
-        wide = frame.pivot_table(index="row", columns="metric", values="value", sort=False)
-        if wide.empty:
-            continue
+    for dataset, wide in _by_row(lab, "figure_7"):
         X = [int(row.rstrip("%")) for row in wide.index]
         for ax, metric in zip(axes, ("image_auroc", "pixel_auroc"), strict=True):
             ax.plot(X, wide[metric], "o-", color=COLOURS[dataset], label=NAMES[dataset])
             ax.set(xlabel="X [%]", ylabel=f"{NAMES[metric]} [%]")
-        best = wide[["image_auroc", "pixel_auroc"]].mean(axis=1)
-        name = NAMES[dataset]
-        found.append((f"best X by the mean of AC and AS, {name}", "30%, over both data sets", str(best.idxmax())))
-        found += [(f"mean of AC and AS at X = {x}%, {name}", "", float(best[f"{x}%"])) for x in (10, 30, 100)]
+        both = wide[["image_auroc", "pixel_auroc"]].mean(axis=1)
+        found.append((f"best X by the mean of AC and AS, {NAMES[dataset]}", "30 %", str(both.idxmax())))
+        found += [
+            (f"mean of AC and AS at X = {x} %, {NAMES[dataset]}", "", float(both[f"{x}%"])) for x in (10, 30, 100)
+        ]
     _finish(axes)
-    return figure, says(*found)
+    return figure, says(*found), tuple(lab.roots)
 
 
 def figure_8(lab: Profile) -> Drawn:
-    """Image AUROC against the window of RsCIN: single windows, all images, two windows together."""
+    """Image AUROC against the window of RsCIN: single windows, all images, two windows together, and none."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     ax = figure.subplots()
     found: Said = []
-    for dataset in lab.roots:
-        frame = of_experiment(lab, dataset, "figure_8").query("metric == 'image_auroc'").set_index("row")["value"]
-        if frame.empty:
-            continue
-        single = [*map(str, range(2, 10)), "inf"]
-        ax.plot(range(len(single)), frame[single], "o-", color=COLOURS[dataset], label=f"{NAMES[dataset]}, one window")
+    single = [*map(str, range(2, 10)), "inf"]
+    for dataset, wide in _by_row(lab, "figure_8"):
+        auroc, name = wide["image_auroc"], NAMES[dataset]
         pair = "{8, 9}" if dataset == "visa" else "{2, 3}"
-        ax.axhline(frame[pair], color=COLOURS[dataset], linestyle="--", label=f"{NAMES[dataset]}, {pair}")
-        ax.set_xticks(range(len(single)), [*single[:-1], "all"])
-        found.append(
-            (f"image AUROC, windows {pair}, {NAMES[dataset]}", "above every single window", float(frame[pair]))
-        )
-        found.append(
-            (f"best single window, {NAMES[dataset]}", "", f"k = {frame[single].idxmax()}: {frame[single].max():.3f}")
-        )
-        found.append((f"all images (k = inf), {NAMES[dataset]}", "lower", float(frame["inf"])))
+        ax.plot(range(len(single)), auroc[single], "o-", color=COLOURS[dataset], label=f"{name}, one window")
+        ax.axhline(auroc[pair], color=COLOURS[dataset], linestyle="--", label=f"{name}, {pair}")
+        found += [
+            (f"image AUROC with the windows {pair}, {name}", "above every single window", float(auroc[pair])),
+            (f"image AUROC with the best single window, {name}", "", float(auroc[single[:-1]].max())),
+            (f"the best single window, {name}", "", f"k = {auroc[single[:-1]].idxmax()}"),
+            (f"image AUROC with all images, {name}", "lower", float(auroc["inf"])),
+        ]
+    ax.set_xticks(range(len(single)), [*single[:-1], "all"])
     ax.set(xlabel="window k, counting the image itself", ylabel="image AUROC [%]")
     _finish([ax])
-    return figure, says(*found)
+    return figure, says(*found), tuple(lab.roots)
+
+
+def _by_row(lab: Profile, experiment: str) -> Iterable[tuple[str, pd.DataFrame]]:
+    """Of each data set that was measured, the metrics (columns) of every row of an experiment."""
+    for dataset in lab.roots:
+        frame = of_experiment(lab, dataset, experiment)
+        if len(frame):
+            yield dataset, frame.pivot_table(index="row", columns="metric", values="value", sort=False)
 
 
 def _finish(axes: Iterable[Axes]) -> None:
@@ -313,54 +300,3 @@ def _finish(axes: Iterable[Axes]) -> None:
         ax.grid(color="#DDDDDD", linewidth=0.6)
         ax.set_axisbelow(True)
         ax.legend(frameon=False, fontsize=9)
-
-
-def qualitative(lab: Profile, number: int) -> Drawn:
-    """Figures 6 and 11 to 16: images, masks and maps; on the synthetic data set other categories stand in."""
-    wanted = {d: DEMO[number] if d == SYNTHETIC else PAPER[number] for d in lab.roots}
-    there = [(d, n) for d in lab.roots for n in lab.names(d) if n in wanted[d]]
-    if not there and SYNTHETIC in lab.roots:
-        there = [(SYNTHETIC, name) for name in lab.names(SYNTHETIC)][:2]
-    if not there:
-        raise DataError(f"Figure {number} shows {', '.join(PAPER[number])}, and this profile measures none of them.")
-    each = max(1, 6 // len(there))
-    pictures, masks, maps, titles = [], [], [], []
-    found: Said = []
-    for dataset, name in there:
-        result = lab.result(dataset, name)
-        size = result.anomaly_maps.shape[-1]
-        by_name = {s.name: s for s in lab.category(dataset, name).samples}
-        samples = [by_name[path] for path in result.paths]
-        rows = by_area(samples, size)
-        chosen = [rows[n] for n in sorted({round(t) for t in np.linspace(0, len(rows) - 1, each + 2)[1:-1]})]
-        every = figures.masks_at([samples[i] for i in chosen], size)
-        pictures += figures.as_seen([samples[i] for i in chosen], size)
-        masks += list(every)
-        maps += [np.asarray(result.anomaly_maps[i]) for i in chosen]
-        titles += [f"{name}\n{samples[i].defect.replace('_', ' ')}" for i in chosen]
-        group = result.metrics.get(f"pixel_{lab.protocol}", {})
-        found.append((f"{NAMES[dataset]}, {name}: pixel AUROC, pixel AP [%]", _printed(dataset, name), " ".join(
-            f"{100 * group.get(m, math.nan):.1f}" for m in ("auroc", "ap"))))  # fmt: skip
-    figure = figures.panels(
-        [pictures, masks, maps],
-        titles=[titles, [], []],
-        names=["image", "mask", "MuSc"],
-        outlines=masks,
-        label="anomaly score",
-    )
-    missing = [n for n in PAPER[number] if n not in {n for d, n in there if d != SYNTHETIC}]
-    found += [(f"{NAMES[_home(n)]}, {n}: pixel AUROC, pixel AP [%]", _printed(None, n), "not run") for n in missing]
-    return figure, says(*found)
-
-
-def _home(name: str) -> str:
-    return "mvtec_ad" if name in set(table(17)["category"]) else "visa"
-
-
-def _printed(dataset: str | None, name: str) -> str:
-    """Pixel AUROC and AP that Tab. 17 or 18 prints for a category; empty for one of the synthetic set."""
-    if dataset == SYNTHETIC:
-        return ""
-    every = pd.concat([table(17), table(18)])
-    mine = every[every["category"] == name].set_index("metric")["value"]
-    return " ".join(f"{mine[m]:.1f}" for m in ("pixel_auroc", "pixel_ap")) if len(mine) else ""

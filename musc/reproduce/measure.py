@@ -14,6 +14,7 @@ from musc.reproduce import experiments
 from musc.reproduce.paper import METRICS, table
 from musc.reproduce.plugged_in import rscin_gain
 from musc.reproduce.profiles import SYNTHETIC, Profile
+from musc.saving import whole
 
 KEYS = ["dataset", "category", "method", "setting", "row", "metric"]
 GROUP = {"image": "image", "pixel": "pixel_{}", "pro": "pixel_{}"}
@@ -78,8 +79,11 @@ def averaged(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def overall(lab: Profile, number: int) -> pd.DataFrame:
-    """Tables 1, 2 and 14: the method itself."""
-    return joined(averaged(per_category(lab, dataset)) for dataset in measured_sets(lab, number))
+    """Tables 1, 2 and 14: the method itself. Tab. 1 prints it in both of its blocks."""
+    found = joined(averaged(per_category(lab, dataset)) for dataset in measured_sets(lab, number))
+    blocks = ("0-shot block", "4-shot block") if number == 1 else ("",)
+    real, drawn = found[found["dataset"] != SYNTHETIC], found[found["dataset"] == SYNTHETIC]
+    return joined([*(real.assign(row=block) for block in blocks), drawn])
 
 
 def by_category(lab: Profile, number: int) -> pd.DataFrame:
@@ -195,8 +199,9 @@ def plugged_in(lab: Profile, number: int) -> pd.DataFrame:
             pipeline, category = lab.musc(dataset), lab.category(dataset, name)
             file = lab.place / "plugged_in" / f"{pipeline.fingerprint(category)}.csv"
             if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                rscin_gain(category, pipeline).to_csv(file, index=False)
+                gain = rscin_gain(category, pipeline)
+                with whole(file) as path:
+                    gain.to_csv(path, index=False)
             for found in pd.read_csv(file, dtype={"category": str}).to_dict("records"):
                 word = {"without": "w/o", "with": "w"}[found["rscin"]]
                 shared = {"category": name, "method": found["method"], "setting": "full-shot", "row": word}

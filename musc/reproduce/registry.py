@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from musc.reproduce.profiles import Profile
 
 NOTEBOOKS = {
-    "10_main_results": ("table_1", "table_2", "table_14"),
+    "10_main_results": ("figure_1", "figure_2", "table_1", "table_2", "table_14"),
     "11_qualitative_results": ("figure_6", *(f"figure_{n}" for n in range(11, 17))),
     "12_lnamd_ablations": ("table_3", "table_9", "figure_3", "figure_9"),
     "13_msm_ablations": ("table_4", "table_10", "figure_4", "figure_7", "figure_10"),
@@ -25,18 +25,32 @@ NOTEBOOKS = {
     "17_few_shot": ("table_15", "table_16"),
     "18_per_category": ("table_12", "table_17", "table_18"),
 }
-# How a table is read: columns that become rows, columns that go across, and what names a row of its picture.
-# "source" (paper, released code, here) stands in the rows of tables with many metrics, across in the others.
-BY_METHOD = (("dataset", "method", "setting", "source"), ("metric",), ("dataset", "method", "setting"))
-BY_CATEGORY = (("dataset", "category", "source"), ("metric",), ("dataset", "category"))
-BY_ROW = (("dataset", "row"), ("metric", "source"), ("row",))
-LAYOUT: dict[int, tuple[tuple[str, ...], ...]] = {1: BY_METHOD, 17: BY_CATEGORY, 18: BY_CATEGORY}
-LAYOUT |= dict.fromkeys((3, 4, 6, 7, 8, 9, 10), BY_ROW)
-LAYOUT |= dict.fromkeys((2, 14, 15, 16), ((*BY_METHOD[0][:3],), ("metric", "source"), BY_METHOD[2]))
-LAYOUT[5] = (("dataset", "row"), ("metric", "source"), ("dataset", "row"))
-LAYOUT[11] = (("dataset", "method", "setting", "row"), ("metric", "source"), ("dataset", "method", "setting", "row"))
-LAYOUT[12] = (("dataset", "category", "method"), ("metric", "source"), ("dataset", "category", "method"))
-LAYOUT[13] = (("dataset", "method", "row"), ("metric", "source"), ("method", "row"))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a table is read. rows, across: the columns of `comparison.compare` that name its rows and its columns. best:
+    within which of them the best number is marked (None: nowhere). change: the two values of `row` that a dumbbell
+    joins in its picture, before and after."""
+
+    rows: tuple[str, ...]
+    across: tuple[str, ...] = ("metric",)
+    best: tuple[str, ...] | None = None
+    change: tuple[str, str] | None = None
+
+
+METHODS = Layout(("method", "setting"), best=("dataset",))
+SETTINGS = Layout(("row",), ("dataset", "metric"), best=("dataset",))  # of MuSc, on both data sets
+LAYOUT: dict[int, Layout] = dict.fromkeys((2, 14, 15, 16), METHODS) | dict.fromkeys((3, 4, 8, 9, 10), SETTINGS)
+LAYOUT |= dict.fromkeys((17, 18), Layout(("category",))) | {
+    1: Layout(("dataset", "row", "method"), best=("dataset", "row")),
+    5: Layout(("dataset", "row"), best=("dataset",), change=("w/o", "w")),
+    6: Layout(("row",)),
+    7: Layout(("dataset", "row"), best=("dataset",)),
+    11: Layout(("dataset", "method", "setting", "row"), best=("dataset", "method", "setting"), change=("w/o", "w")),
+    12: Layout(("dataset", "category", "method"), best=("dataset", "category")),
+    13: Layout(("method", "row"), best=("dataset",)),
+}
 RUN_HERE = {11: ("SPADE", "PatchCore")}  # besides MuSc and MuSc+
 NEEDS = {1: "mvtec_ad visa", 2: "mvtec_ad", 11: "mvtec_ad", 12: "mvtec_ad visa", 13: "mvtec_ad", 14: "btad"}
 NEEDS |= {15: "mvtec_ad", 16: "mvtec_ad", 17: "mvtec_ad", 18: "visa"}
@@ -55,7 +69,7 @@ PARTS = {  # what of a table or figure is measured; everything else in it is quo
 @dataclass(frozen=True)
 class Item:
     """One table or figure: its name here ("table_3"), number, the paper's section and caption, the notebook that shows
-    it, the data sets that it is about on the profile `paper`, and what of it is measured."""
+    it, the data sets that it is about on the profile `paper`, and what of it can be measured here."""
 
     name: str
     kind: str
@@ -81,11 +95,10 @@ class Item:
 
     def draw(self, lab: Profile) -> tuple:
         """The picture of this run and the numbers behind it, of a figure."""
-        from musc.reproduce import draw
+        from musc.reproduce import diagrams, draw, gallery
 
-        if own := getattr(draw, self.name, None):
-            return own(lab)
-        return draw.qualitative(lab, self.number)
+        own = getattr(diagrams, self.name, None) or getattr(draw, self.name, None)
+        return own(lab) if own else gallery.qualitative(lab, self.number)
 
 
 def _measurement(number: int) -> Callable[[Profile, int], pd.DataFrame]:
@@ -120,9 +133,7 @@ def _items() -> dict[str, Item]:
     for kind, captions, needs in (("table", TABLES, NEEDS), ("figure", FIGURES, FIGURE_NEEDS)):
         section = dict(zip(sections[kind]["number"], sections[kind]["section"], strict=True))
         for number, caption in captions.items():
-            if kind == "figure" and number < 3:
-                continue  # diagrams of the idea: nothing is measured in them
-            what = PARTS.get(number, "all of it") if kind == "table" else "MuSc"
+            what = PARTS.get(number, "MuSc") if kind == "table" else "MuSc"
             roots = tuple(needs.get(number, "mvtec_ad visa").split())
             name = f"{kind}_{number}"
             found[name] = Item(name, kind, number, section[number], caption, where[name], roots, what)

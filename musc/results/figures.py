@@ -151,6 +151,18 @@ def band(
     ax.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
 
 
+def overlap(normal: NDArray, anomalous: NDArray, bins: NDArray | int = 60) -> float:
+    """The area that two densities share, both counted in the same bins: 1 where they are equal, 0 where apart.
+
+    Example:
+        >>> overlap(np.array([0.0, 1.0]), np.array([1.0, 2.0]), bins=np.array([0.0, 0.5, 1.5, 2.0]))
+        0.5
+    """
+    edges = np.histogram_bin_edges(np.concatenate([normal, anomalous]), bins)
+    shares = [np.histogram(values, edges)[0] / len(values) for values in (normal, anomalous)]
+    return float(np.minimum(*shares).sum())
+
+
 def neighbour_graph(
     ax: Axes,
     places: NDArray[np.float64],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
 from musc.datasets.synthetic import HARD
 from musc.results import MuScResult
 
+MARKS = {"best": ("<b>{}</b>", "{}*"), "second": ("<u>{}</u>", "{}'"), "": ("{}", "{}")}  # on a page, in plain text
 # the order of the paper's Tab. 1, 17 and 18
 COLUMNS = {
     "image AUROC before RsCIN": ("image_before_rscin", "auroc"),
@@ -42,3 +44,44 @@ def metrics_table(results: Sequence[MuScResult], mask_protocol: str = "clean") -
     if len(usual) > 1:
         usual.loc["mean"] = usual.mean()
     return pd.concat([usual, table.loc[hard].rename(index="{} (hard, apart)".format)]) if hard else usual
+
+
+@dataclass(frozen=True)
+class MarkedTable:
+    """A table of texts, the best of which are marked: bold on a page and * in plain text, the second best underlined
+    and '.
+
+    texts: the cells. marks: the same rows and columns, each "best", "second" or "".
+
+    Example:
+        >>> cells = pd.DataFrame({"AUROC": ["97.8", "91.8"]}, index=["MuSc", "WinCLIP"])
+        >>> MarkedTable(cells, pd.DataFrame({"AUROC": ["best", "second"]}, index=cells.index))
+                 AUROC
+        MuSc     97.8*
+        WinCLIP  91.8'
+    """
+
+    texts: pd.DataFrame
+    marks: pd.DataFrame
+
+    @classmethod
+    def plain(cls, frame: pd.DataFrame) -> MarkedTable:
+        """A frame without marks: numbers to three digits below 1, to one above; empty where there is none."""
+        return cls(frame.map(_plain), frame.map(lambda _: ""))
+
+    def _marked(self, place: int) -> pd.DataFrame:
+        rows = zip(self.texts.to_numpy(), self.marks.to_numpy(), strict=True)
+        cells = [[MARKS[m][place].format(t) for t, m in zip(texts, marks, strict=True)] for texts, marks in rows]
+        return pd.DataFrame(cells, index=self.texts.index, columns=self.texts.columns)
+
+    def __repr__(self) -> str:
+        return self._marked(1).to_string()
+
+    def _repr_html_(self) -> str:
+        return self._marked(0).to_html(escape=False)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.3f}" if abs(value) <= 1 else f"{value:.1f}"
+    return str(value)
