@@ -442,7 +442,7 @@ verdict(
 # $$v(m) = \frac{u_1(m)}{\lVert u_1(m) \rVert} + \frac{u_3(m)}{\lVert u_3(m) \rVert} + \frac{u_5(m)}{\lVert u_5(m) \rVert} ,$$
 #
 # score with $v / \lVert v \rVert$ at one stage, and compare with the mean of three scores. Then leave the three norms out,
-# $u_1 + u_3 + u_5$: what kernel over the neighbourhood is that, and which term rules it?
+# $u_1 + u_3 + u_5$: what kernel over the neighbourhood is that?
 # ```
 #
 # ````{solution-start} ex-lnamd-kernel
@@ -486,12 +486,12 @@ ap = measured["ap"]
         abs(ap["mean of three scores"] - ap["v, three unit tokens"]) < 10,
     )
     + verdict(
-        f"Without the norms it is {ap['u_1 + u_3 + u_5']:.1f}, near to {ap['u_5 alone']:.1f} of $u_5$ "
-        "alone: the sum weighs the centre 3, the ring around it 2 and the outer ring 1, and the "
-        "outer ring has 16 of 25 patches, so the large window rules. That is why each degree is "
-        "normalised by itself.",
-        abs(ap["u_1 + u_3 + u_5"] - ap["u_5 alone"])
-        < abs(ap["u_1 + u_3 + u_5"] - ap["mean of three scores"]),
+        f"Without the norms it is {ap['u_1 + u_3 + u_5']:.1f}. The sum weighs the centre 3, the "
+        "ring around it 2 and the outer ring 1: a soft window, better than the flat one of $u_5$ "
+        f"alone with {ap['u_5 alone']:.1f} and nearer to the three scores.",
+        ap["u_1 + u_3 + u_5"] > ap["u_5 alone"],
+        abs(ap["u_1 + u_3 + u_5"] - ap["mean of three scores"])
+        < abs(ap["u_1 + u_3 + u_5"] - ap["u_5 alone"]),
     )
 )
 
@@ -505,7 +505,7 @@ ap = measured["ap"]
 #
 # - LNAMD replaces each token by the mean over $r \times r$ patches, after a joint LayerNorm and before an L2 norm.
 # - Small degrees keep small defects; large degrees steady the background and favour defects that fill their window. The
-#   mean of the three is never far from the best.
+#   mean of the three lies between.
 # - Each degree is scored by itself, and the scores are averaged.
 #
 # **What next**: [MSM](03_msm.ipynb), where these tokens are compared across images.
