@@ -121,7 +121,7 @@ print(f"loop and lnamd.aggregate agree to 1e-12: {gap < 1e-12}")
 # Colours below are the first three principal components of the aggregated tokens: equal colour, similar token. Two defects,
 # the smallest of those that cover a whole patch and the largest, well inside of the image.
 
-# %% mystnb={"figure": {"caption": "Aggregated tokens as colours, around the defect (the outline on the image is the mask). Each picture has its own components: compare shapes, not hues.", "name": "fig-lnamd-pca"}, "image": {"alt": "Two rows, a small and a large defect; the tokens at degrees 1, 3, 5 and 9 grow smoother from left to right, and the spot of the small defect spreads into its surroundings."}}
+# %% mystnb={"figure": {"caption": "Aggregated tokens as colours; the outline on the image is the mask. Each picture has its own components: compare shapes, not hues. The coloured frame is the border, where windows reach into the zeros.", "name": "fig-lnamd-pca"}, "image": {"alt": "Two rows, a small and a large defect; the tokens at degrees 1, 3, 5 and 9 grow smoother from left to right within a coloured frame. The large defect is a spot of its own colour at every degree, the small one a faint trace that is lost."}}
 masks = figures.masks_at(features.samples, size)
 side = size // grid[0]  # of a patch, in pixels
 patches = masks.sum(axis=(1, 2)) / side**2
