@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from musc.config import METHODS, OTHER_METHODS, PAPER_WINDOWS, MuScConfig
+from musc.backbones import AUTO, choose_backbone
+from musc.config import METHODS, OTHER_METHODS, MuScConfig
 from musc.datasets.base import Category
 from musc.errors import ConfigError, DataError
 from musc.features import Features
@@ -24,6 +25,7 @@ from musc.methods import registry
 from musc.methods.base import image_scores, method_maps
 from musc.pipeline import MuSc
 from musc.results.evaluation import evaluate, read_truth
+from musc.saving import whole
 
 References = Callable[[Category, str], Category | None]  # of a category, for a method
 METRICS = {  # column: where `evaluate` keeps it
@@ -177,6 +179,8 @@ def compare(
         >>> table["method"].tolist(), table["setting"].tolist()
         (['musc', 'subspacead'], ['0-shot', '0-shot'])
     """
+    if config.backbone == AUTO:
+        config = config.replace(backbone=choose_backbone(config.weights))
     rows = []
     for category in categories:
         if not category.labeled:
@@ -186,8 +190,6 @@ def compare(
         tokens = Tokens(base, category)
         for name in methods:
             chosen = of_method(config, name)
-            if name == "musc" and config.windows == MuScConfig().windows:
-                chosen = chosen.replace(windows=PAPER_WINDOWS.get(category.dataset, chosen.windows))
             pool = references(category, name)
             registry.check(chosen, pool is not None)
             file = folder / f"{category.name}-{name}-{_digest(MuSc(chosen, backbone=backbone), category, pool)}.json"
@@ -197,10 +199,8 @@ def compare(
                 continue
             say(f"{category.name} {name}")
             rows.append(_measure(category, name, chosen, pool, tokens))
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(rows[-1], indent=1) + "\n", encoding="utf-8")
-            partial.replace(file)
+            with whole(file) as partial:
+                partial.write_text(json.dumps(rows[-1], indent=1) + "\n", encoding="utf-8")
     return pd.DataFrame(rows)
 
 

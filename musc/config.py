@@ -65,10 +65,6 @@ class MuScConfig:
         musc.errors.ConfigError: seed = -1: give a whole number from 0.
     """
 
-    method: str = _setting(
-        "musc", help="musc; musc+, by reference images alone (Eq. 9-11); muscv2, which is snamd, rscon and windows 7; "
-        "or another method on the same tokens, with its paper's settings and not those of MuSc", choices=METHODS,
-    )  # fmt: skip
     backbone: str = _setting(
         "procedural", help="the network, by a name that `musc backbones` lists, or auto: "
         "the best whose weights are on this machine, of dinov2_vits14, focus_vits14 and the embedded one",
@@ -83,10 +79,6 @@ class MuScConfig:
         None, help="blocks whose tokens are used, counted from 1", metavar="L,..", unset="the backbone's own"
     )
     degrees: tuple[int, ...] = _setting((1, 3, 5), help="aggregation degrees r of LNAMD (Sec. 3.1)", metavar="R,..")
-    aggregation: str = _setting(
-        "lnamd", help="of neighbouring patches: lnamd scores every degree by itself (Sec. 3.1), snamd averages them "
-        "first, as MuSc-V2 does, in about a third of the time", choices=AGGREGATIONS,
-    )  # fmt: skip
     interval: tuple[float, float] = _setting(
         (0.0, 0.3), help="the part of the sorted distances that MSM averages (Eq. 2)", metavar="LO,HI"
     )
@@ -96,10 +88,6 @@ class MuScConfig:
     windows: tuple[float, ...] = _setting(
         (2, 3), help="k of RsCIN, counting the image itself; the paper has 8,9 on VisA; inf for all images, empty for "
         "no RsCIN", metavar="K,..",
-    )  # fmt: skip
-    rescoring: str = _setting(
-        "rscin", help="by class tokens (rscin, Sec. 3.3), or by the tokens of the most anomalous patches (rscon, as "
-        "MuSc-V2 does, whose windows are 7), for networks without a class token too", choices=RESCORINGS,
     )  # fmt: skip
     references: int | None = _setting(
         None, help="score against so many randomly drawn images; 0: against given reference images alone",
@@ -146,6 +134,18 @@ class MuScConfig:
     block: int | None = _setting(None, help="images per block of MSM", metavar="B", least=1, unset="by memory")
     device: str = _setting("auto", help="auto, cpu, cuda, cuda:1, ...")
     seed: int = _setting(0, help="of subsets, drawn references and shots", least=0)
+    method: str = _setting(
+        "musc", help="musc; musc+, by reference images alone (Eq. 9-11); muscv2, which is snamd, rscon and windows 7; "
+        "or another method on the same tokens, with its paper's settings and not those of MuSc", choices=METHODS,
+    )  # fmt: skip
+    aggregation: str = _setting(
+        "lnamd", help="of neighbouring patches: lnamd scores every degree by itself (Sec. 3.1), snamd averages them "
+        "first, as MuSc-V2 does: one pass per stage instead of one per stage and degree", choices=AGGREGATIONS,
+    )  # fmt: skip
+    rescoring: str = _setting(
+        "rscin", help="by class tokens (rscin, Sec. 3.3), or by the tokens of the most anomalous patches (rscon, as "
+        "MuSc-V2 does, whose windows are 7), for networks without a class token too", choices=RESCORINGS,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         def require(ok: bool, name: str, remedy: str) -> None:

@@ -27,7 +27,7 @@ from musc.backbones import Backbone, Tokens
 from musc.datasets.base import Sample, Skipped
 from musc.datasets.images import content_key, preprocess, read_image
 from musc.errors import ConfigError, DataError
-from musc.saving import sweep, whole
+from musc.saving import whole
 
 CACHE_VERSION = 2  # part of every address: raise it when the meaning of the stored tokens changes
 
@@ -104,7 +104,7 @@ class TokenCache:
         }
         digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8).hexdigest()
         self.folder = folder / f"{backbone.spec.name.replace('/', '-')}-{digest}" if folder else None
-        self._write_failed, self._swept = False, False
+        self._write_failed = False
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The tokens of the image with that content key; None where they are not stored or cannot be read."""
@@ -120,9 +120,6 @@ class TokenCache:
         if self.folder is None or self._write_failed:
             return
         try:
-            if not self._swept:
-                sweep(self.folder)
-                self._swept = True
             with whole(self.folder / f"{key}.safetensors") as path:
                 safetensors.torch.save_file(tokens, path)
         except (OSError, SafetensorError) as error:

@@ -28,6 +28,7 @@ from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references
 from musc.pipeline import MuSc
 from musc.results.evaluation import evaluate, read_truth
+from musc.saving import whole
 from musc.scoring.aggregation import SalientTokens, prepared
 from musc.scoring.maps import PatchScores, anomaly_maps
 
@@ -304,10 +305,8 @@ def sweep(
     rows = _measure(category, musc, features, draw_patch_scores(features, normal, draws, musc), pixels)
     frame = pd.DataFrame(rows)
     if finished:
-        finished.parent.mkdir(parents=True, exist_ok=True)
-        partial = finished.with_suffix(".partial")
-        frame.to_csv(partial, index=False)
-        partial.replace(finished)
+        with whole(finished) as path:
+            frame.to_csv(path, index=False)
     return frame
 
 

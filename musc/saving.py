@@ -8,7 +8,8 @@ import platform
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 _at_work: set[str] = set()  # marks of what this process has not finished
@@ -44,22 +45,27 @@ def abandoned(mark: str) -> bool:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A new file to fill beside `path`, which takes its place when the block ends, and not if it raises: nobody ever
-    sees half a file. Folders on the way are made. Raises OSError."""
+    sees half a file.
+
+    Folders on the way are made. What killed processes left in that folder goes. Raises OSError.
+    """
     with marked() as mark:
         partial = path.with_name(f".{mark}.partial")
         try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path.parent)
             yield partial
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Removes what processes that were killed inside `whole` left in a folder and below it."""
-    for path in folder.rglob(".*.partial"):
-        if abandoned(path.name[1:].removesuffix(".partial")):
-            path.unlink(missing_ok=True)
+@cache  # once in a process: there may be thousands of files
+def _sweep(folder: Path) -> None:
+    for path in folder.glob(".*.partial"):
+        if path.is_file() and abandoned(path.name[1:].removesuffix(".partial")):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _here() -> str:

@@ -52,10 +52,10 @@ def aggregate(
     Differs from the released code, which averages the degrees in float16: here in float32 (float64 for such input).
 
     Example:
-        >>> flat, edge = torch.full((1, 9, 4), 2.0), torch.zeros(1, 9, 4)
-        >>> edge[:, 4] = 9.0  # one patch unlike its neighbours, which stays as it is
-        >>> aggregate(flat, normalize=False)[0, 4], aggregate(edge, normalize=False)[0, 4]
-        (tensor([1.8813, 1.8813, 1.8813, 1.8813]), tensor([9., 9., 9., 9.]))
+        >>> tokens = torch.full((1, 9, 4), 2.0)
+        >>> tokens[0, 4] = -9.0  # one patch unlike its neighbours
+        >>> aggregate(tokens, normalize=False)[0, 3:5, 0]  # it changes nothing of them, nor they of it
+        tensor([ 1.9692, -9.0000])
     """
     N, M, C = patch_tokens.shape
     H, W = square_grid(M, grid)

@@ -7,7 +7,8 @@
 #   musc:
 #     minutes: 35
 #     smoke:
-#       category: tile
+#       category: wood
+#       large_category: grid
 #       limit: 8
 # ---
 
@@ -37,8 +38,10 @@
 # %% tags=["parameters"]
 profile = "demo"  # "demo": the synthetic data set; "paper": a data set on disk
 data_root = None  # folder of MVTec AD, VisA or BTAD, for the profile "paper"
-category = "leather"
-limit = 14  # images; None: all
+category = "leather"  # at `image_size` its defects are small
+image_size = 160  # pixels; None: the backbone's own
+large_category = "tile"  # at the backbone's own size some defects are large
+limit = None  # images of each; None: all
 backbone = "procedural"
 
 # %%
@@ -52,32 +55,40 @@ import pandas as pd
 import torch
 
 from musc import MuSc, MuScConfig, datasets, lnamd, msm
+from musc.metrics import pixel_metrics
 from musc.results import figures
 from musc.scoring.maps import upsample
+from musc.verdicts import verdict
 
 # %matplotlib inline
 
+# %%
 layout = "synthetic" if profile == "demo" else None
-product = datasets.load_category(
-    layout, data_root and Path(data_root), category
-)
-if limit:  # every n-th, so that all kinds of defect stay
-    step = ceil(len(product) / limit)
-    product = replace(product, samples=product.samples[::step])
 
-musc = MuSc(MuScConfig(backbone=backbone))
+
+def load(name):
+    product = datasets.load_category(
+        layout, data_root and Path(data_root), name
+    )
+    step = ceil(len(product) / (limit or len(product)))  # all kinds stay
+    return replace(product, samples=product.samples[::step])
+
+
+product = load(category)
+musc = MuSc(MuScConfig(backbone=backbone, image_size=image_size))
 features = musc.features(product.samples)
 grid, size = features.grids[0], musc.backbone.image_size
 raw = features.patch_tokens[1]  # stage 2
 N, M, C = raw.shape
 print(
-    f"profile {profile}: {N} images of {product.name}, {M} patches ({grid[0]} x {grid[1]}) of {C} channels"
+    f"profile {profile}: {N} images of {product.name} at {size} px,",
+    f"{M} patches ({grid[0]} x {grid[1]}) of {C} channels",
 )
 
 # %% [markdown]
 # ## The loop
 #
-# Three things are not in the formula, and all three decide whether published numbers are met. They are as in the released code:
+# Three things are not in the formula. They are as in the released code, and the exercises ask which of them matter:
 #
 # 1. Before the mean, a LayerNorm over *all* patches and channels of an image at once, without learned parameters.
 # 2. Beyond the border there are zeros, and they count: the sum is divided by $r^2$ everywhere.
@@ -107,15 +118,21 @@ print(f"loop and lnamd.aggregate agree to 1e-12: {gap < 1e-12}")
 # %% [markdown]
 # ## What a degree sees
 #
-# Colours below are the first three principal components of the aggregated tokens: equal colour, similar token. With growing $r$ the
-# picture becomes smoother, and a small defect melts into its surroundings.
+# Colours below are the first three principal components of the aggregated tokens: equal colour, similar token. Two defects,
+# the smallest of those that cover a whole patch and the largest, well inside of the image.
 
-# %% mystnb={"figure": {"caption": "Aggregated tokens as colours. Each picture has its own components: compare shapes, not hues.", "name": "fig-lnamd-pca"}, "image": {"alt": "Two images and their tokens at degrees 1, 3, 5 and 9, smoother from left to right."}}
+# %% mystnb={"figure": {"caption": "Aggregated tokens as colours, around the defect (the outline on the image is the mask). Each picture has its own components: compare shapes, not hues.", "name": "fig-lnamd-pca"}, "image": {"alt": "Two rows, a small and a large defect; the tokens at degrees 1, 3, 5 and 9 grow smoother from left to right, and the spot of the small defect spreads into its surroundings."}}
 masks = figures.masks_at(features.samples, size)
-areas = masks.sum(axis=(1, 2))
-defective = np.flatnonzero(areas)
-small = int(defective[areas[defective].argmin()])
-large = int(defective[areas[defective].argmax()])
+side = size // grid[0]  # of a patch, in pixels
+patches = masks.sum(axis=(1, 2)) / side**2
+rim = 3 * side  # defects at the border are left out of the pictures
+inner = np.zeros((size, size), dtype=bool)
+inner[rim:-rim, rim:-rim] = True
+inside = (masks & ~inner).sum(axis=(1, 2)) == 0
+shown = np.flatnonzero((patches >= 0.9) & inside)
+shown = shown if len(shown) else np.flatnonzero(patches)
+small = int(shown[patches[shown].argmin()])
+large = int(shown[patches[shown].argmax()])
 pictures = figures.as_seen(features.samples, size)
 
 degrees = (1, 3, 5, 9)
@@ -123,103 +140,232 @@ colours = {
     r: figures.pca_rgb(lnamd.aggregate(raw, r, grid=grid), grid)
     for r in degrees
 }
-figures.panels(
+figure = figures.panels(
     [[pictures[n], *(colours[r][n] for r in degrees)] for n in (small, large)],
     titles=[["image", *(f"$r$ = {r}" for r in degrees)], []],
-    names=["small defect", "large defect"],
+    names=[
+        f"{features.samples[n].defect}, {patches[n]:.1f} patches"
+        for n in (small, large)
+    ],
     side=1.7,
+)
+for ax, n in zip(figure.axes[::5], (small, large), strict=True):
+    ax.contour(masks[n], [0.5], colors=["#00e5ff"], linewidths=1.2)
+figure
+
+# %% [markdown]
+# How far does the defect stand out of its surroundings in the *tokens*? Take the distance of each token to the mean token of
+# its image, on the defect and around it:
+
+# %%
+standing = {}
+for r in degrees:
+    tokens = lnamd.aggregate(raw, r, grid=grid)
+    away = (tokens - tokens.mean(dim=1, keepdim=True)).norm(dim=2).numpy()
+    for name, n in (("small", small), ("large", large)):
+        most = masks[n].reshape(grid[0], side, grid[1], side).mean(axis=(1, 3))
+        peak = away[n][most.argmax()]  # where the defect fills most of a patch
+        around = away[n][most.ravel() == 0]
+        standing[name, r] = (peak - around.mean()) / around.std()
+standing = pd.Series(standing).unstack().rename_axis("defect")
+standing.rename(columns=lambda r: f"r = {r}").round(1)
+
+# %% tags=["remove-input"]
+s, big = standing.loc["small"], standing.loc["large"]
+verdict(
+    f"The small defect melts: at $r = 1$ its token stands {s[1]:.1f} standard deviations out of "
+    f"those without a defect, at $r = 5$ {s[5]:.1f}, at $r = 9$ {s[9]:.1f}. Of the large one "
+    f"{100 * big[5] / big[1]:.0f} % is left at $r = 5$, of the small one "
+    f"{100 * s[5] / s[1]:.0f} %.",
+    s[1] > s[3] > s[5],
+    s[5] > s[9],
+    big[5] / big[1] > s[5] / s[1],
 )
 
 # %% [markdown]
 # ## What a degree finds
 #
-# Now let the images score each other ([next chapter](03_msm.ipynb)) at one degree at a time. This is Fig. 3 of the paper on our data:
-# the smallest defect of the set and the largest.
+# Now let the images score each other ([next chapter](03_msm.ipynb)) at one degree at a time. This is Fig. 3 of the paper on
+# our data, for the same two defects.
 
-# %% mystnb={"figure": {"caption": "Anomaly maps at single degrees and their mean. The outline is the mask. Compare how sharply the small defect stands out, and how evenly the large one is filled.", "name": "fig-lnamd-degrees"}, "image": {"alt": "Two rows of maps: small and large defect at degrees 1, 3, 5 and all three."}}
-distances = [
-    msm.stage_distances(tokens, (1, 3, 5), grid=grid)
-    for tokens in features.patch_tokens
-]  # one array [3, N, N-1, M] per stage, for all degrees at once
-by_degree = {}
-for d, r in enumerate((1, 3, 5)):
-    parts = [msm.interval_average(stage[d]) for stage in distances]
-    by_degree[r] = torch.stack(parts).mean(dim=0)  # [N, M]
-together = sum(by_degree.values()) / 3
+
+# %%
+def scores_by_degree(found):
+    """Patch scores of every degree, and their mean: {r: [N, M]}."""
+    stages = [
+        msm.stage_distances(tokens, (1, 3, 5), grid=found.grids[0])
+        for tokens in found.patch_tokens
+    ]  # one array [3, N, N-1, M] per stage, for all degrees at once
+    scores = {}
+    for d, r in enumerate((1, 3, 5)):
+        parts = [msm.interval_average(stage[d]) for stage in stages]
+        scores[r] = torch.stack(parts).mean(dim=0)
+    return scores | {"mean": sum(scores.values()) / 3}
+
+
+by_degree = scores_by_degree(features)
 maps = {
-    **{f"$r$ = {r}": upsample(s, grid, size) for r, s in by_degree.items()},
-    "mean": upsample(together, grid, size),
+    f"$r$ = {r}" if r != "mean" else r: upsample(s, grid, size)
+    for r, s in by_degree.items()
 }
 
 
 def filled(n):
-    """The image beside its maps, each map on its own scale from its median to its maximum."""
-    out = []
-    for stack in maps.values():
-        values = stack[n].numpy()
-        low, high = np.median(values), values.max()
-        out.append(np.clip((values - low) / (high - low), 0, 1))
-    return out
+    """Of one image its maps, each from its median to its maximum."""
+    values = [stack[n].numpy() for stack in maps.values()]
+    low = [np.median(v) for v in values]
+    return [
+        np.clip((v - lo) / (v.max() - lo), 0, 1)
+        for v, lo in zip(values, low, strict=True)
+    ]
 
 
-shown = (small, large)
+# %% mystnb={"figure": {"caption": "Anomaly maps at single degrees and their mean, each on its own scale from its median to its maximum. The outline is the mask.", "name": "fig-lnamd-degrees"}, "image": {"alt": "Two rows of maps, a small and a large defect at degrees 1, 3, 5 and all three; the spot on the small defect grows far beyond its outline as the degree grows."}}
 figures.panels(
-    [[pictures[n], *filled(n)] for n in shown],
-    titles=[["image", *maps]] * 2,
+    [[pictures[n], *filled(n)] for n in (small, large)],
+    titles=[["image", *maps], []],
     names=[
-        f"{name} defect: {features.samples[n].defect}"
-        for name, n in zip(("small", "large"), shown, strict=True)
+        f"{features.samples[n].defect}, {patches[n]:.1f} patches"
+        for n in (small, large)
     ],
-    outlines=[[None] + [masks[n]] * len(maps) for n in shown],
+    outlines=[[None] + [masks[n]] * len(maps) for n in (small, large)],
     label="median to maximum",
     limits=(0, 1),
     side=1.7,
 )
 
 # %% [markdown]
-# A single image is an anecdote. Over all defective images: how far does the mean score inside the mask lie above the mean outside of it, in
-# units of the standard deviation outside? Patches on the rim are left out.
+# A single image is an anecdote. Over all defective images: which degree finds the small half of the defects best, which the
+# other half? Each half is taken with all normal images; the pixel AP tells how well the map keeps to the defect.
 
 # %%
-kind = figures.patch_labels(masks, grid)
-contrast = []
-for n in defective:
-    inside, outside = kind[n] == 1, kind[n] == 0
-    if inside.any():
-        row = {"image": n, "patches": int(inside.sum())}
-        for r, s in {**by_degree, "mean": together}.items():
-            v = s[n].numpy()
-            row[r] = (v[inside].mean() - v[outside].mean()) / v[outside].std()
-        contrast.append(row)
-contrast = pd.DataFrame(contrast).set_index("image").sort_values("patches")
-contrast.rename(columns={r: f"r = {r}" for r in (1, 3, 5)}).round(2)
+size_order = np.argsort(patches, kind="stable")
+defective = size_order[patches[size_order] > 0]
+halves = np.array_split(defective, 2)
+normal = np.flatnonzero(patches == 0)
+rows = {}
+for name, half in zip(("small half", "large half"), halves, strict=True):
+    some = np.concatenate([half, normal])
+    low, high = patches[half].min(), patches[half].max()
+    rows[f"{name}, {low:.1f} to {high:.1f} patches"] = {
+        title: pixel_metrics(masks[some], stack[some])["ap"]
+        for title, stack in maps.items()
+    }
+table = 100 * pd.DataFrame(rows).T
+table.columns = ["r = 1", "r = 3", "r = 5", "mean"]
+table.rename_axis("pixel AP [%]").round(1)
 
-# %% mystnb={"figure": {"caption": "Contrast of each defect at each degree, by the defect's size.", "name": "fig-lnamd-contrast"}, "image": {"alt": "Points per defect for degrees 1, 3, 5 over the size of the defect in patches."}}
-figure, ax = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
-styles = {1: ("#0072B2", "o"), 3: ("#E69F00", "s"), 5: ("#CC79A7", "^")}
-for r, (colour, marker) in styles.items():
-    ax.plot(
-        contrast["patches"],
-        contrast[r],
-        linestyle="none",
-        marker=marker,
-        markersize=8,
-        color=colour,
-        label=f"$r$ = {r}",
+# %% tags=["remove-input"]
+first, second = table.iloc[0], table.iloc[1]
+kept = [row["r = 5"] / row["r = 1"] for row in (first, second)]
+(
+    verdict(
+        f"Small degrees keep small defects: on the small half the AP falls from "
+        f"{first['r = 1']:.1f} at $r = 1$ to {first['r = 3']:.1f} at $r = 3$ and "
+        f"{first['r = 5']:.1f} at $r = 5$.",
+        first["r = 1"] > first["r = 3"] > first["r = 5"],
     )
-ax.set_xscale("log")
-ax.xaxis.set_major_formatter("{x:.0f}")
-ax.xaxis.set_minor_formatter("{x:.0f}")
-ax.axhline(0, color="#888888", linewidth=0.8)
-ax.set_xlabel("size of the defect [patches]")
-ax.set_ylabel("contrast [standard deviations]")
-ax.spines[["top", "right"]].set_visible(False)
-_ = ax.legend(frameon=False)
+    + verdict(
+        f"Of it {100 * kept[0]:.0f} % is left at $r = 5$; on the larger half "
+        f"{100 * kept[1]:.0f} %.",
+        kept[1] > kept[0],
+    )
+)
 
 # %% [markdown]
-# Aggregation averages out what differs from patch to patch, which steadies the background. A defect that fills the window keeps its
-# level and gains; one that does not is diluted by its neighbours. Nobody knows the sizes beforehand, hence all three degrees, and
-# the mean of the three scores (Eq. 3). Averaging *scores* is not averaging *tokens*: each degree has its own nearest neighbours.
+# Where do large degrees pay? Not here: no defect of this product at this input size is as large as the $5 \times 5$ window. On
+# another product, at the backbone's own input size, some cover dozens of patches. The **contrast** of a defect is how far the
+# mean score on its mask lies above the mean outside of it, in standard deviations outside.
+
+# %%
+other = load(large_category)
+musc = MuSc(MuScConfig(backbone=backbone))
+found = musc.features(other.samples)
+wide, px = found.grids[0], musc.backbone.image_size
+marked = figures.masks_at(found.samples, px)
+covered = marked.sum(axis=(1, 2)) / (px // wide[0]) ** 2
+
+
+def contrasts(scores, grid, masks):
+    """Per image with a defect the contrast of its map at each degree."""
+    rows = {}
+    for r, s in scores.items():
+        stack = upsample(s, grid, masks.shape[1]).numpy()
+        rows[r] = {
+            n: (v[m].mean() - v[~m].mean()) / v[~m].std()
+            for n, (v, m) in enumerate(zip(stack, masks, strict=True))
+            if m.any()
+        }
+    return pd.DataFrame(rows)
+
+
+both = {
+    f"{product.name}, {size} px": contrasts(by_degree, grid, masks).assign(
+        patches=patches[patches > 0]
+    ),
+    f"{other.name}, {px} px": contrasts(
+        scores_by_degree(found), wide, marked
+    ).assign(patches=covered[covered > 0]),
+}
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Contrast of each defect at each degree over the defect's size. The dashed line is the area of the 5 x 5 window.", "name": "fig-lnamd-contrast"}, "image": {"alt": "Two panels of points over the size of a defect in patches. Left, small defects: circles of degree 1 lie above triangles of degree 5. Right: beyond 25 patches the triangles lie on top."}}
+figure, axes = plt.subplots(
+    1, 2, figsize=(9, 3.4), layout="constrained", sharey=True
+)
+styles = {1: ("#0072B2", "o"), 3: ("#E69F00", "s"), 5: ("#CC79A7", "^")}
+for ax, (title, measured) in zip(axes, both.items(), strict=True):
+    for r, (colour, marker) in styles.items():
+        ax.plot(
+            measured["patches"],
+            measured[r],
+            linestyle="none",
+            marker=marker,
+            markersize=7,
+            color=colour,
+            label=f"$r$ = {r}",
+        )
+    ax.set_xscale("log")
+    ax.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+    ax.minorticks_off()
+    ax.axhline(0, color="#888888", linewidth=0.8)
+    ax.axvline(25, color="#888888", linewidth=0.8, linestyle="--")
+    ax.set_title(title, fontsize=10)
+    ax.set_xlabel("size of the defect [patches]")
+    ax.spines[["top", "right"]].set_visible(False)
+axes[0].set_ylabel("contrast [standard deviations]")
+_ = axes[1].legend(frameon=False)
+
+# %% tags=["remove-input"]
+tiny = both[f"{product.name}, {size} px"]
+tiny = tiny[tiny["patches"] <= tiny["patches"].median()]
+huge = both[f"{other.name}, {px} px"]
+huge = huge[huge["patches"] > huge["patches"].median()]
+wins = int((huge[[1, 3, 5]].idxmax(axis=1) == 5).sum())
+(
+    verdict(
+        f"The smaller half of the {product.name} defects has a mean contrast of {tiny[1].mean():.1f} at "
+        f"$r = 1$ and {tiny[5].mean():.1f} at $r = 5$.",
+        tiny[1].mean() > tiny[5].mean(),
+    )
+    + verdict(
+        f"On the larger half of the {other.name} defects it is the reverse, {huge[1].mean():.1f} and "
+        f"{huge[5].mean():.1f}: $r = 5$ is best for {wins} of {len(huge)}.",
+        huge[5].mean() > huge[1].mean(),
+        wins > len(huge) / 2,
+    )
+    + verdict(
+        "Aggregation averages out what differs from patch to patch, which steadies the "
+        "background. A defect that fills the window keeps its level and gains; one that does "
+        f"not is diluted. The mean of the three keeps {tiny['mean'].mean():.1f} on the small and "
+        f"{huge['mean'].mean():.1f} on the large ones: never the best, never the worst.",
+        tiny[5].mean() < tiny["mean"].mean(),
+        huge[1].mean() < huge["mean"].mean() < huge[5].mean(),
+    )
+)
+
+# %% [markdown]
+# Nobody knows the sizes beforehand, hence all three degrees, and the mean of the three scores (Eq. 3). Averaging *scores* is
+# not averaging *tokens*: each degree has its own nearest neighbours.
 #
 # ## Exercises
 #
@@ -244,13 +390,18 @@ centred_only = unit(x[0] - x.mean(), dim=-1)
 assert torch.allclose(divided_only, plain)
 assert torch.allclose(centred_only, full, atol=1e-6)
 angle = (plain * full).sum(dim=1).clamp(-1, 1).arccos().rad2deg()
-print(
-    f"the subtraction turns tokens by {float(angle.mean()):.2f} degrees on average"
+
+# %% tags=["solution", "remove-input"]
+verdict(
+    f"The final L2 norm undoes any division: without it no cosine changes by more than 1e-6. What "
+    f"stays is the subtraction of one number from every channel, the mean over the whole image, "
+    f"which turns the tokens by {float(angle.mean()):.2f} degrees on average.",
+    torch.allclose(divided_only, plain, atol=1e-6),
+    angle.mean() > 0,
 )
 
 # %% [markdown]
-# The final L2 norm undoes any division. What stays is the subtraction of one number from every channel, the mean over the whole
-# image, which turns the tokens a little. Normalised per token instead, each token would lose its own mean, another matter.
+# Normalised per token instead, each token would lose its own mean, another matter.
 #
 # ````{solution-end}
 # ````
@@ -271,11 +422,14 @@ pool = torch.nn.functional.avg_pool2d
 existing = pool(chart, 5, 1, 2, count_include_pad=False)
 existing = unit(existing.flatten(2)[0].T, dim=-1)
 largest = float((existing - lnamd.aggregate(x, 5, grid=grid)[0]).abs().max())
-assert largest < 1e-9
-print(f"largest change of a token below 1e-9: {largest < 1e-9}")
+verdict(
+    f"No token changes by more than {1e-9:.0e}. The two means differ by a factor "
+    "per token, and the L2 norm takes it away. The rule matters only with "
+    "`normalize=False`.",
+    largest < 1e-9,
+)
 
 # %% [markdown]
-# None. The two means differ by a factor per token, and the L2 norm takes it away. The rule matters only with `normalize=False`.
 #
 # ````{solution-end}
 # ````
@@ -283,32 +437,66 @@ print(f"largest change of a token below 1e-9: {largest < 1e-9}")
 # ```{exercise} Three degrees, or one wide kernel?
 # :label: ex-lnamd-kernel
 #
-# Let $u_r$ be the sum over $r \times r$ patches. Build *one* token as the mean of the unit tokens of the three degrees, score with it, and
-# compare the pixel AUROC with the mean of three scores. What is cheaper?
+# Let $u_r(m)$ be the sum of the normed tokens over the $r \times r$ patches around $m$. Instead of three tokens build *one*,
+#
+# $$v(m) = \frac{u_1(m)}{\lVert u_1(m) \rVert} + \frac{u_3(m)}{\lVert u_3(m) \rVert} + \frac{u_5(m)}{\lVert u_5(m) \rVert} ,$$
+#
+# score with $v / \lVert v \rVert$ at one stage, and compare with the mean of three scores. Then leave the three norms out,
+# $u_1 + u_3 + u_5$: what kernel over the neighbourhood is that, and which term rules it?
 # ```
 #
 # ````{solution-start} ex-lnamd-kernel
 # :class: dropdown
 # ````
 
-# %% tags=["solution"]
-from musc.metrics import pixel_metrics
 
-mixed_scores = []
-for tokens in features.patch_tokens:
-    mixed = sum(lnamd.aggregate(tokens, r, grid=grid) for r in (1, 3, 5))
-    distances = msm.patch_to_image_distances(unit(mixed, dim=-1))
-    mixed_scores.append(msm.interval_average(distances))
-mixed_map = upsample(sum(mixed_scores) / len(mixed_scores), grid, size)
-measured = {
-    "mean of three scores": pixel_metrics(masks, maps["mean"]),
-    "score of one mixed token": pixel_metrics(masks, mixed_map),
+# %% tags=["solution"]
+def scored(tokens):
+    """Eq. 1 and 2 for one token per patch, of any length."""
+    x = unit(tokens, dim=-1)
+    cosine = torch.stack([(x @ other.T).amax(dim=2) for other in x], dim=1)
+    others = (2 - 2 * cosine).clamp_min(0).sqrt()[~torch.eye(N, dtype=bool)]
+    return msm.interval_average(others.reshape(N, N - 1, M))
+
+
+u_1, u_3, u_5 = (
+    lnamd.aggregate(raw, r, grid=grid, normalize=False) * r**2
+    for r in (1, 3, 5)
+)  # of stage 2
+v = sum(unit(u, dim=-1) for u in (u_1, u_3, u_5))
+variants = {
+    "mean of three scores": sum(scored(u) for u in (u_1, u_3, u_5)) / 3,
+    "v, three unit tokens": scored(v),
+    "u_1 + u_3 + u_5": scored(u_1 + u_3 + u_5),
+    "u_5 alone": scored(u_5),
 }
-(100 * pd.DataFrame(measured).T).round(1)  # in percent
+measured = {
+    name: pixel_metrics(masks, upsample(s, grid, size))
+    for name, s in variants.items()
+}
+measured = 100 * pd.DataFrame(measured).T  # in percent
+measured.round(1)
+
+# %% tags=["solution", "remove-input"]
+ap = measured["ap"]
+(
+    verdict(
+        f"Three scores give a pixel AP of {ap['mean of three scores']:.1f}, the one token $v$ "
+        f"{ap['v, three unit tokens']:.1f}, at a third of the comparisons.",
+        abs(ap["mean of three scores"] - ap["v, three unit tokens"]) < 10,
+    )
+    + verdict(
+        f"Without the norms it is {ap['u_1 + u_3 + u_5']:.1f}, near to {ap['u_5 alone']:.1f} of $u_5$ "
+        "alone: the sum weighs the centre 3, the ring around it 2 and the outer ring 1, and the "
+        "outer ring has 16 of 25 patches, so the large window rules. That is why each degree is "
+        "normalised by itself.",
+        abs(ap["u_1 + u_3 + u_5"] - ap["u_5 alone"])
+        < abs(ap["u_1 + u_3 + u_5"] - ap["mean of three scores"]),
+    )
+)
 
 # %% [markdown]
-# The mixed token is one comparison instead of three, but one nearest neighbour has to fit at all scales at once. With one Gram matrix for all
-# degrees (next chapter) the three scores cost little more than one.
+# How one Gram matrix serves all three degrees is in the next chapter.
 #
 # ````{solution-end}
 # ````
@@ -316,7 +504,8 @@ measured = {
 # ## Summary
 #
 # - LNAMD replaces each token by the mean over $r \times r$ patches, after a joint LayerNorm and before an L2 norm.
-# - Small degrees keep small defects, large degrees steady the background and fill large defects.
+# - Small degrees keep small defects; large degrees steady the background and favour defects that fill their window. The
+#   mean of the three is never far from the best.
 # - Each degree is scored by itself, and the scores are averaged.
 #
 # **What next**: [MSM](03_msm.ipynb), where these tokens are compared across images.

@@ -9,7 +9,7 @@ import argparse
 import csv
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,62 +17,25 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
-from scipy import ndimage
+from PIL import Image
 from torch import Tensor
 
 from musc import msm
 from musc.config import MuScConfig
-from musc.datasets import load_category, synthetic
-from musc.datasets.base import Category, Sample
+from musc.datasets import load_category, planted, synthetic
+from musc.datasets.base import Category
 from musc.errors import ConfigError
 from musc.pipeline import MuSc
 from musc.results.evaluation import evaluate, read_truth
 from musc.scoring.maps import upsample
 
 TEXTURES = ("brick", "gravel", "grass")
-CROP, SIDE = 128, 256  # of the crops in pixels, and as fixed features see them
+SIDE = 256  # as fixed features see the crops, in pixels
 METRICS = ("image_auroc", "before_rscin", "pixel_auroc", "pixel_ap", "pro")
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture that is already in memory, as a data set's source."""
-
-    key: str
-    pixels: NDArray[np.uint8]
-
-    def __call__(self) -> Image.Image:
-        return Image.fromarray(self.pixels)
-
-
-def plant(
-    image: NDArray[np.float64], foreign: NDArray[np.float64], kind: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """One defect on a grey `image` [S, S], 0 to 255: line, spot, foreign texture, smear, shade; and its mask."""
-    size = len(image)
-    y, x = np.mgrid[:size, :size]
-    cy, cx = rng.uniform(0.25 * size, 0.75 * size, 2)
-    mask = (y - cy) ** 2 + (x - cx) ** 2 < (size * rng.uniform(0.05, 0.11)) ** 2
-    if kind == 0:
-        canvas = Image.new("L", (size, size))
-        ImageDraw.Draw(canvas).line(list(rng.uniform(0.15 * size, 0.85 * size, 4)), fill=255, width=2)
-        mask = np.asarray(canvas) > 0
-        changed = np.full_like(image, rng.choice([30.0, 230.0]))
-    elif kind == 1:
-        changed = np.full_like(image, rng.choice([25.0, 235.0]))
-    elif kind == 2:
-        changed = foreign - foreign.mean() + image.mean()
-    elif kind == 3:
-        changed = ndimage.gaussian_filter(image, 5)
-    else:
-        changed = image * 0.55
-    return np.clip(np.where(mask, changed, image), 0, 255), mask
-
-
 def texture(name: str) -> Category:
-    """Sixteen crops of a photograph of scikit-image that do not overlap, a defect planted in each second one.
+    """Sixteen crops of a photograph of scikit-image, a defect planted in each second one.
 
     Raises ConfigError where scikit-image is not installed.
     """
@@ -80,22 +43,7 @@ def texture(name: str) -> Category:
         import skimage.data
     except ImportError as error:
         raise ConfigError("the textures are scikit-image's: pip install 'musc[pretrain]'.") from error
-    photographs = {n: getattr(skimage.data, n)().astype(float) for n in TEXTURES}
-    rng = np.random.default_rng(TEXTURES.index(name))
-    others = [n for n in TEXTURES if n != name]
-    samples = []
-    for number in range(16):
-        row, column = divmod(number, 4)
-        window = np.s_[row * CROP : (row + 1) * CROP, column * CROP : (column + 1) * CROP]
-        image, mask = photographs[name][window], None
-        if number % 2:
-            other = photographs[others[int(rng.integers(2))]][window]
-            image, changed = plant(image, other, number // 2 % 5, rng)
-            mask = Picture(f"{name}/{number}/mask", changed.astype(np.uint8) * 255)
-        picture = Picture(f"{name}/{number}", np.repeat(image.astype(np.uint8)[..., None], 3, 2))
-        label = number % 2
-        samples.append(Sample(f"{number:03}.png", picture, label, "planted" if label else "good", mask))
-    return Category("skimage", name, tuple(samples))
+    return planted.texture({n: getattr(skimage.data, n)() for n in TEXTURES}, name)
 
 
 Pixels = Float[Tensor, "B 3 H W"]

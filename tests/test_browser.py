@@ -88,6 +88,9 @@ def test_the_interactive_page_scores_as_the_package_does(see):
     assert abs(x + 0.5 - W / 2) <= 0.5
     assert before != y * W + x
     assert page.evaluate("document.querySelectorAll('.play-near figure').length") == 10
+    told = page.evaluate("Array.from(document.querySelectorAll('[data-finding]'), e => e.textContent)")
+    assert len(told) == len(page.evaluate("Object.keys(MUSC_DATA.findings)"))
+    assert all(any(c.isdigit() for c in text) for text in told)
     assert page.errors == []
 
 

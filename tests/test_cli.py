@@ -124,7 +124,7 @@ def test_every_setting_is_an_option_with_the_same_default_and_help(field, comman
         assert all(word in option.metavar for word in field.metadata["choices"])
 
 
-@pytest.mark.parametrize("command", ["run", "evaluate", "score", "rscin", "reproduce"])
+@pytest.mark.parametrize("command", ["run", "evaluate", "compare", "score", "rscin", "reproduce"])
 def test_an_option_that_has_a_setting_s_name_is_made_from_it(command):
     for field in dataclasses.fields(MuScConfig):
         option = option_of(field.name, command)
@@ -135,7 +135,7 @@ def test_every_value_survives_the_way_through_the_words():
     """The text of a value, as help shows it, reads back to the value: for the defaults and for others."""
     others = MuScConfig(
         "other", "/w.pt", 64, (1, 2), (1, 7), (0.1, 0.25), "min", (4, math.inf), 3, 2, "float16", "float16", "official",
-        3, 1, 0.5, "all", "off", 4095.0, 32, 4, 1, 5, "cuda:1", 7,
+        3, 1, 0.5, "all", "off", 4095.0, 32, 4, 1, 5, "cuda:1", 7, "musc+", "snamd", "rscon",
     )  # fmt: skip
     for config in (MuScConfig(), others.replace(tile_pool="position")):
         words = [

@@ -46,15 +46,17 @@ def test_every_argument_stands_there_with_its_help(name):
             assert f"`{action.metavar or action.dest}`\n" in section
         assert (action.help or "").replace("%%", "%") in plain
     for line in (parsers()[name].epilog or "").strip().splitlines():
-        assert line in section
+        for part in re.split(r"\s{2,}", line.strip()):
+            assert part in plain or part == "examples:"
+    blocks = re.findall(r"```\w+\n(.*?)```", section, re.S)
+    assert all(len(line) <= commands.WIDTH for block in blocks for line in block.splitlines())
 
 
 def test_the_words_of_help_itself_are_all_there():
     """What argparse prints is the independent list: each of its options."""
     for name in ("run", "weights"):
-        done = subprocess.run(
-            [sys.executable, "-m", "musc", name, "--help"], capture_output=True, text=True, check=True
-        )
+        words = [sys.executable, "-m", "musc", name, "--help"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
         options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", done.stdout)) - {"--help"}
         assert len(options) > 2
         assert all(option in sections()[name] for option in options)
@@ -68,7 +70,7 @@ def test_commands_for_weights_on_the_pages_are_understood():
     found = []
     for page in [ROOT / "README.md", *(ROOT / "book").rglob("*.md")]:
         found += re.findall(r"`(musc\s+weights\b[^`]*)`", page.read_text(encoding="utf-8"))
-    found += re.findall(r"^  (musc weights .*?)(?:  .*)?$", PAGE, re.M)
+    found += re.findall(r"^musc weights .*$", PAGE, re.M)
     assert len(found) > 5
     for line in found:
         args = cli.build_parser().parse_args(shlex.split(line)[1:])

@@ -47,6 +47,7 @@ def originals():
         files[name] = buffer.getvalue()
     files["t.tif"] = tiff(RNG.random((12, 9, 5)).astype(np.float32))
     files["u.tif"] = tiff(RNG.random((12, 9)), deflate=True)
+    files["v.tif"] = b"II+\0\x08\0\0\0" + struct.pack("<Q", 16) + files["t.tif"][8:]  # a BigTIFF, as far as that goes
     return files
 
 

@@ -7,12 +7,12 @@ import pytest
 
 # Named one by one, so that no compiled kernel and no optional library is imported in search of examples.
 MODULES = (
-    "backbones", "compare", "datasets", "features", "fewshot", "lnamd", "methods.anomalydino", "methods.base",
-    "methods.padim", "methods.patchcore", "methods.registry", "methods.subspacead", "methods.tokens",
+    "backbones", "compare", "datasets", "datasets.planted", "features", "fewshot", "lnamd", "methods.anomalydino",
+    "methods.base", "methods.padim", "methods.patchcore", "methods.registry", "methods.subspacead", "methods.tokens",
     "methods.winclip", "metrics", "msm", "pipeline", "plugin.agreement", "plugin.class_tokens",
     "results.evaluation", "results.figures", "results.pictures", "results.thresholds", "rscin",
-    "scoring.aggregation", "scoring.consistency", "scoring.maps", "scoring.tiles", "snamd", "sources", "stream",
-    "verdicts",
+    "scoring.aggregation", "scoring.choices", "scoring.consistency", "scoring.maps", "scoring.tiles",
+    "snamd", "sources", "stream", "verdicts",
 )  # fmt: skip
 
 

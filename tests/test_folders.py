@@ -193,6 +193,16 @@ def test_what_was_left_of_another_folder_is_not_taken(tmp_path):
     assert os.listdir(tmp_path) == ["r.old"]
 
 
+@pytest.mark.parametrize("name", [".", "..", "../r", "below/..", "/"])
+def test_the_working_folder_is_not_replaced_under_one_s_feet(name, tmp_path, monkeypatch):
+    (tmp_path / "r/below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "r")
+    with pytest.raises(OSError, match="the working folder"), replacing(Path(name), OURS):
+        pass
+    assert os.listdir(tmp_path) == ["r"]
+    assert os.listdir(tmp_path / "r") == ["below"]
+
+
 # ------------------------------------------------------------------------------------------------ single files
 
 
@@ -227,6 +237,7 @@ def test_what_a_killed_process_left_of_a_file_goes_and_what_a_living_one_writes_
         path.write_text("not ours")
     with saving.whole(tmp_path / "own") as own:
         own.write_text("at work")
-        saving.sweep(tmp_path)
-    assert list((tmp_path / "below").iterdir()) == []
+    with saving.whole(tmp_path / "below/b.png") as again:
+        again.write_text("whole")
+    assert content(tmp_path / "below") == {"b.png": "whole"}
     assert {p.name for p in tmp_path.iterdir()} == {"below", "own", *(p.name for p in others)}

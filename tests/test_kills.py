@@ -1,103 +1,193 @@
-"""kill -9 at any moment of a command: the same command, given again, ends with the bytes of an undisturbed run."""
+"""Commands killed at any moment, and told by the file system at any write that it will not: what was there stays whole,
+the error is clear, and the same command, given again, ends with the bytes of an undisturbed run."""
 
+import errno
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
+import numpy as np
 import pytest
+from disturbed import Disturbed
+from PIL import Image
 
-TINY = ["--backbone", "deit_tiny_patch16_224", "--weights", "random", "--image-size", "64", "--stages", "1,2"]
+SIZE = ["--image-size", "32"]
+TINY = ["--backbone", "deit_tiny_patch16_224", "--weights", "random", *SIZE, "--stages", "1,2"]
 TINY += ["--device", "cpu", "--workers", "0", "--batch-size", "1"]
 COMMANDS = {
     "run": ["run", "photos", *TINY],
-    "evaluate": ["evaluate", "synthetic", "--category", "tile,leather", *TINY, "--no-overlays"],
+    "evaluate": ["evaluate", "parts", *TINY],
     "score": ["score", "new", "--against", "results/folder/photos", "--out", "scored"],
-    "reproduce": ["reproduce", "table_5", "--category", "tile", "--images", "4", *TINY[:4], "--image-size", "64"],
+    "reproduce": ["reproduce", "table_5", "--category", "tile", "--images", "3", *TINY[:4], *SIZE],
 }
-OUTPUTS = ("*.csv", "*.npy", "*.png")
+KILLED = -9
 
 
-def start(command, folder):
-    words = [sys.executable, "-m", "musc", *COMMANDS[command]]
-    return subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@pytest.fixture(scope="module")
+def disturbed():
+    with Disturbed() as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def workplaces(tmp_path_factory, disturbed):
+    """A folder of inputs for each command, and what the command makes of it where nothing disturbs."""
+    top, rng = tmp_path_factory.mktemp("workplaces"), np.random.default_rng(0)
+
+    def photograph(path, dark):
+        pixels = np.linspace(60, 200, 48)[:, None, None] + rng.normal(0, 4, (48, 48, 3))
+        pixels[20:30, 20:30] = 10 if dark else pixels[20:30, 20:30]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+
+    inputs = top / "inputs"
+    for n in range(4):
+        photograph(inputs / "photos" / f"{n}.png", dark=n == 3)
+    photograph(inputs / "new/4.png", dark=True)
+    for name in ("first", "second"):
+        for n in range(2):
+            photograph(inputs / f"parts/{name}/test/good/{n}.png", dark=False)
+        photograph(inputs / f"parts/{name}/test/spot/0.png", dark=True)
+        mask = np.zeros((48, 48), np.uint8)
+        mask[20:30, 20:30] = 255
+        (inputs / f"parts/{name}/ground_truth/spot").mkdir(parents=True)
+        Image.fromarray(mask).save(inputs / f"parts/{name}/ground_truth/spot/0_mask.png")
+    made = {}
+    for command in COMMANDS:
+        shutil.copytree(inputs, top / command)
+        if command == "score":
+            assert disturbed(COMMANDS["run"], top / command)["code"] == 0
+        shutil.copytree(top / command, top / f"{command}-whole")
+        answer = disturbed(COMMANDS[command], top / f"{command}-whole")
+        assert answer["code"] == 0, answer["said"]
+        made[command] = top / command, outputs(top / f"{command}-whole"), answer
+    return made
 
 
 def outputs(folder):
-    """Every file that a command leaves beside its cache, by name; tables of costs hold times and are none."""
-    found = [p for pattern in OUTPUTS for p in folder.rglob(pattern)]
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found if ".cache" not in p.parts}
+    """Every file beside the cache, by name, hidden ones too; result.json tells how long it took, and only has to be."""
+    found = [p for p in folder.rglob("*") if p.is_file() and ".cache" not in p.relative_to(folder).parts]
+    return {p.relative_to(folder).as_posix(): b"" if p.name == "result.json" else p.read_bytes() for p in found}
 
 
-def killed(command, workplace, place, moments):
-    """What is there after the command was killed at these moments (in seconds), each time started again, and ended."""
-    shutil.copytree(workplace, place)
-    for moment in moments:
-        process = start(command, place)
-        time.sleep(moment)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start(command, place).wait() == 0
-    return outputs(place)
+def stored(folder):
+    """The files of finished work, and when they were written."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors") if not p.name.startswith(".")}
 
 
-@pytest.fixture
-def workplace(photos, tmp_path):
-    """Six photographs; for `score`, one of them new and the others scored before."""
-    place = tmp_path / "work"
-    shutil.copytree(photos, place / "photos")
-    (place / "new").mkdir()
-    shutil.move(place / "photos/0.png", place / "new/0.png")
-    return place
+def ends_as_if_undisturbed(run, command, place, whole):
+    before = stored(place)
+    answer = run(COMMANDS[command], place)
+    assert answer["code"] == 0, answer["said"]
+    after = outputs(place)
+    assert {name for name in after.keys() | whole.keys() if after.get(name) != whole.get(name)} == set()
+    assert before.items() <= stored(place).items()  # what was finished is not made again
+    leftovers = [p for p in place.rglob(".*") if p.name != ".cache"]
+    assert leftovers == []
 
 
-DIES = """\
-import os, signal, sys
-from musc.cli import main
-
-replace = os.replace
-
-def dies(source, target):
-    if str(target).endswith(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-
-os.replace = dies
-main(sys.argv[2:])
-"""
+def steps(total, count):
+    """Some of so many changes of the file system, from the first to the last; all of them at night."""
+    return range(total) if count is None else sorted({round(k) for k in np.linspace(0, total - 1, count)})
 
 
-@pytest.mark.parametrize("target", ["overlays/3.png.png", "masks/1.png.png", "overview.png", ".safetensors"])
-def test_a_run_killed_before_a_file_is_in_place_leaves_nothing_behind(target, workplace, tmp_path):
-    """The moment between the last byte of a file and its name, which a clock hits once in a hundred times."""
-    done = subprocess.run([sys.executable, "-c", DIES, target, *COMMANDS["run"]], cwd=workplace, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert list(workplace.rglob(".*.partial"))
-    assert start("run", workplace).wait() == 0
-    left = {p.relative_to(workplace).as_posix() for p in workplace.rglob(".*") if p.name != ".cache"}
-    assert left == set()
+def killed_at_steps(run, workplaces, command, tmp_path, count):
+    place, whole, undisturbed = workplaces[command]
+    for step in steps(undisturbed["steps"], count):
+        shutil.copytree(place, tmp_path / str(step))
+        assert run(COMMANDS[command], tmp_path / str(step), step=step)["code"] == KILLED
+        ends_as_if_undisturbed(run, command, tmp_path / str(step), whole)
+        shutil.rmtree(tmp_path / str(step))
 
 
-@pytest.mark.parametrize("command", ["run"])
-def test_a_run_killed_twice_ends_as_one_that_was_not(command, workplace, tmp_path):
-    begun = time.perf_counter()
-    whole = killed(command, workplace, tmp_path / "whole", [])
-    length = time.perf_counter() - begun
-    assert killed(command, workplace, tmp_path / "killed", [0.75 * length, 0.95 * length]) == whole
+def refused_at_steps(run, workplaces, command, tmp_path, count, number):
+    place, whole, undisturbed = workplaces[command]
+    for step in steps(undisturbed["steps"], count):
+        shutil.copytree(place, tmp_path / str(step))
+        answer = run(COMMANDS[command], tmp_path / str(step), step=step, errno=number)
+        is_clear(answer, step)
+        ends_as_if_undisturbed(run, command, tmp_path / str(step), whole)
+        shutil.rmtree(tmp_path / str(step))
+
+
+def is_clear(answer, step):
+    """Either one line names what could not be written, or the work is done (without its cache, which is said)."""
+    said = f"step {step}: {answer['said']}"
+    assert answer["code"] in (0, 1), said
+    assert not [word for word in ("Traceback", "fault of the program") if word in said], said
+    if answer["code"] == 1:
+        assert any(word in said for word in ("cannot be written", "disk is full", "Read-only", "No space")), said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_killed_at_some_changes_of_the_file_system(command, disturbed, workplaces, tmp_path):
+    killed_at_steps(disturbed, workplaces, command, tmp_path, 3)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_disk_that_is_full_at_some_changes(command, disturbed, workplaces, tmp_path):
+    refused_at_steps(disturbed, workplaces, command, tmp_path, 3, errno.ENOSPC)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("command", COMMANDS)
-def test_fifty_kills_at_random_moments(command, workplace, tmp_path):
-    if command == "score":
-        assert start("run", workplace).wait() == 0
-    begun = time.perf_counter()
-    whole = killed(command, workplace, tmp_path / "whole", [])
-    length = time.perf_counter() - begun
+def test_killed_at_every_change_of_the_file_system(command, disturbed, workplaces, tmp_path):
+    killed_at_steps(disturbed, workplaces, command, tmp_path, None)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_refused_at_every_change_of_the_file_system(command, number, disturbed, workplaces, tmp_path):
+    refused_at_steps(disturbed, workplaces, command, tmp_path, None, number)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("command", COMMANDS)
+def test_fifty_kills_at_random_moments(command, disturbed, workplaces, tmp_path):
+    place, whole, undisturbed = workplaces[command]
     rng = random.Random(0)
     for n in range(10):  # five kills each
-        moments = [length * rng.uniform(0.3, 1.1) for _ in range(5)]
-        assert killed(command, workplace, tmp_path / f"killed{n}", moments) == whole
-        shutil.rmtree(tmp_path / f"killed{n}")
+        shutil.copytree(place, tmp_path / str(n))
+        for _ in range(5):
+            disturbed(COMMANDS[command], tmp_path / str(n), after=undisturbed["seconds"] * rng.uniform(0, 1.1))
+        ends_as_if_undisturbed(disturbed, command, tmp_path / str(n), whole)
+        shutil.rmtree(tmp_path / str(n))
+
+
+@pytest.mark.parametrize("largest", [2000, 20_000])
+def test_a_disk_that_is_full_half_way_through_a_file(largest, disturbed, workplaces, tmp_path):
+    """The system itself cuts every file: also those that are written by no line of Python."""
+    place, whole, _ = workplaces["run"]
+    shutil.copytree(place, tmp_path / "r")
+    answer = disturbed(COMMANDS["run"], tmp_path / "r", largest=largest)
+    assert answer["code"] == 1
+    is_clear(answer, largest)
+    ends_as_if_undisturbed(disturbed, "run", tmp_path / "r", whole)
+
+
+def test_the_earlier_result_survives_a_full_disk(disturbed, workplaces, tmp_path):
+    """Other settings, and a disk that is full: all of the old result is there, or all of the new
+    one."""
+    place, _, _ = workplaces["run"]
+    other = [*COMMANDS["run"], "--degrees", "1", "--no-overlays"]
+    shutil.copytree(place, tmp_path / "old")
+    assert disturbed(COMMANDS["run"], tmp_path / "old")["code"] == 0
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    made = disturbed(other, tmp_path / "new")
+    assert made["code"] == 0
+
+    def data(folder):
+        return {
+            name: (folder / "results/folder/photos" / name).read_bytes() for name in ("scores.csv", "anomaly_maps.npy")
+        }
+
+    wanted = data(tmp_path / "old"), data(tmp_path / "new")
+    assert wanted[0] != wanted[1]
+    seen = set()
+    for step in steps(made["steps"], 8):
+        shutil.copytree(tmp_path / "old", tmp_path / "r")
+        answer = disturbed(other, tmp_path / "r", step=step, errno=errno.ENOSPC)
+        is_clear(answer, step)
+        seen.add(wanted.index(data(tmp_path / "r")))
+        shutil.rmtree(tmp_path / "r")
+    assert 0 in seen

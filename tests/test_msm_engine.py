@@ -92,10 +92,11 @@ def test_margins_bound_what_rounding_does(which, kind, monkeypatch):
             rotated = preparation.rotate(x[s], way, preparation.room(way))
             preparation.prepare(rotated, way, images, s)
         place = way.grid.place
-        gram = np.zeros((66, len(place)), np.float32)
+        gram = np.zeros((way.panels[0], 66, way.panels[1]), np.float32)
         ratio = images.ratio[0] * images.ratio[1]
         products.multiply(images.rows[0], images.columns[1], images.offset[1], ratio, gram, 0, images.rows.shape[1])
-        between = gram[:63, place >= 0].astype(np.float64).reshape(7, 9, 7, 9)
+        rows = gram.swapaxes(0, 1).reshape(66, -1)[:63, : len(place)]  # [a's tokens, columns]
+        between = rows[:, place[: rows.shape[1]] >= 0].astype(np.float64).reshape(7, 9, 7, 9)
         for d, r in enumerate((1, 3, 5)):
             padded = np.pad(between, r // 2)
             sums = np.lib.stride_tricks.sliding_window_view(padded, (r, r, r, r)).sum(axis=(4, 5, 6, 7)).reshape(63, 63)

@@ -245,6 +245,35 @@ def test_what_cannot_be_read_is_described(tmp_path):
         read_image(path)
 
 
+WRITTEN_BY_OTHERS = {
+    "float64 in tiles": (RNG.random((32, 48)), {"tile": (16, 16)}, "in tiles"),
+    "five channels in tiles": (RNG.integers(0, 9, (32, 48, 5), np.uint16), {"tile": (16, 16)}, "in tiles"),
+    "deflated, in tiles": (RNG.random((32, 48)), {"tile": (16, 16), "compression": "zlib"}, "in tiles"),
+    "float64 as a BigTIFF": (RNG.random((32, 48)), {"bigtiff": True}, "as a BigTIFF"),
+    "colour floats as a BigTIFF": (RNG.random((32, 48, 3)), {"bigtiff": True}, "as a BigTIFF"),
+    "the other byte order": (RNG.random((32, 48)), {"bigtiff": True, "byteorder": ">"}, "big-endian BigTIFF"),
+    "8 bits as a BigTIFF": (RNG.integers(0, 256, (32, 48), np.uint8), {"bigtiff": True}, None),
+    "8 bits in tiles": (RNG.integers(0, 256, (32, 48, 3), np.uint8), {"tile": (16, 16)}, None),
+    "8 bits with a predictor": (RNG.integers(0, 256, (32, 48, 3), np.uint8), {"predictor": 2, "compression": 8}, None),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN_BY_OTHERS)
+def test_tiffs_of_another_writer_are_read_or_what_stands_in_the_way_is_named(kind, tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="comes with scikit-image, the extra `pretrain`")
+    array, options, obstacle = WRITTEN_BY_OTHERS[kind]
+    meaning = {"photometric": "rgb"} if array.shape[2:] == (3,) else {"photometric": "minisblack"}
+    tifffile.imwrite(
+        tmp_path / "a.tif", array, planarconfig="contig" if array.ndim == 3 else None, **meaning, **options
+    )
+    if obstacle is None:
+        got = np.array(read_image(tmp_path / "a.tif"))
+        np.testing.assert_array_equal(got if array.ndim == 3 else got[..., 0], array)
+    else:
+        with pytest.raises(DataError, match=rf"a\.tif is .*{obstacle}.*save it"):
+            read_image(tmp_path / "a.tif")
+
+
 # ----------------------------------------------------------------------------------------------------- in the pipeline
 @pytest.fixture
 def mono12(tmp_path):

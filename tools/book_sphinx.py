@@ -23,7 +23,7 @@ BETWEEN = re.compile(
     r"|>(?P<text>[^<$\\]+)",
     re.S,
 )
-JOINT = re.compile(r"(?<=[^\W_])([._/=:]|\()(?=[^\W\d])")
+JOINT = re.compile(r"(?<=[^\W_])([._/=:,]|\()(?=[^\W\d])")
 SPECIAL = re.compile(r"[*|]|(?<=\w)_(?!\w)")
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
+from functools import partial
 
 from musc.cli import build_parser
 
+WIDTH = 90
+HIDDEN = (argparse._SubParsersAction, argparse._HelpAction)
 MARK = "<!-- every command -->"
 SPECIAL = re.compile(r"([*_<>\[\]|$`{}~])")
 
@@ -15,7 +18,7 @@ def page() -> str:
     """Markdown with a section per command."""
     parser = build_parser()
     commands = commands_of(parser)
-    listed = "\n".join(f"| [`musc {name}`](#musc-{name}) | {prose(text)} |" for name, text, _ in commands)
+    listed = "\n".join(f"| {{ref}}`musc {name} <musc-{name}>` | {prose(text)} |" for name, text, _ in commands)
     parts = [f"| Command | |\n|:--|:--|\n{listed}\n", section(parser), *(section(sub) for _, _, sub in commands)]
     return "\n".join(parts)
 
@@ -28,21 +31,36 @@ def commands_of(parser: argparse.ArgumentParser) -> list[tuple[str, str, argpars
 
 def section(parser: argparse.ArgumentParser) -> str:
     """One command: what it does, how it is called, its arguments and options by group, and its examples."""
-    lines = [f"## {parser.prog}", ""]
+    parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=WIDTH)
+    lines = [f"({parser.prog.replace(' ', '-')})=", "", f"## {parser.prog}", ""]
     if parser.description:
         lines += [prose(parser.description), ""]
-    lines += ["```text", " ".join(parser.format_usage().split()).removeprefix("usage: "), "```", ""]
+    lines += ["```text", usage(parser), "```", ""]
     for group in parser._action_groups:
-        shown = [
-            a for a in group._group_actions if not isinstance(a, argparse._SubParsersAction | argparse._HelpAction)
-        ]
+        shown = [action for action in group._group_actions if not isinstance(action, HIDDEN)]
         if shown:
             lines += [f"**{prose((group.title or '').capitalize())}**", ""]
             for action in shown:
                 lines += [f"`{words(action)}`", f": {prose((action.help or '').replace('%%', '%'))}", ""]
-    if parser.epilog:
-        lines += ["```text", parser.epilog.strip(), "```", ""]
+    for paragraph in (parser.epilog or "").strip().split("\n\n"):
+        lines += examples(paragraph) if paragraph.startswith("examples:") else [prose(paragraph), ""]
     return "\n".join(lines)
+
+
+def usage(parser: argparse.ArgumentParser) -> str:
+    """What must be given; the options follow below."""
+    formatter = parser.formatter_class(parser.prog)
+    formatter.add_usage(None, [a for a in parser._actions if a.required or not a.option_strings], [], "")
+    return f"{formatter.format_help().strip()} [options]"
+
+
+def examples(paragraph: str) -> list[str]:
+    """Each command below what is said of it."""
+    lines = []
+    for line in paragraph.splitlines()[1:]:
+        command, *said = re.split(r"\s{2,}", line.strip(), maxsplit=1)
+        lines += [f"# {text}" for text in said] + [command]
+    return ["```bash", *lines, "```", ""]
 
 
 def words(action: argparse.Action) -> str:

@@ -31,7 +31,8 @@
     for (const caption of all("figcaption, caption, .caption-text")) {
       const number = caption.querySelector(".caption-number");
       const rest = number && caption.textContent.replace(number.textContent, "").trim();
-      if (rest?.match(/^(Fig(ure|\.)?|Tab(le|\.)?)\s*\d/)) fault("two numbers", short(caption.textContent));
+      if (rest?.match(number.textContent.trim().startsWith("Tab") ? /^Tab(le|\.)?\s*\d/ : /^Fig(ure|\.)?\s*\d/))
+        fault("two numbers", short(caption.textContent));
     }
   }
 
@@ -145,12 +146,14 @@
     const [r, g, b] = rgb.map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
+  const grounds = new Map();
   function ground(element) {
-    for (let e = element; e; e = e.parentElement) {
-      const [r, g, b, a = 1] = channels(style(e).backgroundColor);
-      if (a > 0.5) return [r, g, b];
+    if (!element) return [255, 255, 255];
+    if (!grounds.has(element)) {
+      const [r, g, b, a = 1] = channels(style(element).backgroundColor);
+      grounds.set(element, a > 0.5 ? [r, g, b] : ground(element.parentElement));
     }
-    return [255, 255, 255];
+    return grounds.get(element);
   }
 
   function letters() {

@@ -11,8 +11,8 @@ from musc.cli.data import add_data_options, add_reference_options, categories_of
 from musc.cli.failures import DONE
 from musc.cli.options import WORDS, Read
 from musc.cli.outputs import RESULTS, check_folder
-from musc.cli.settings import FIELDS, add_settings, given_settings
-from musc.config import METHODS, NEED_REFERENCES, MuScConfig
+from musc.cli.settings import BY_DATA_SET, FIELDS, add_settings, given_settings, with_network
+from musc.config import METHODS, NEED_REFERENCES, PAPER_WINDOWS, MuScConfig
 
 if TYPE_CHECKING:
     from musc.datasets.base import Category
@@ -37,7 +37,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sub.add_argument("--methods", action=Read, kind=WORDS, metavar="NAME,..",
                      help=f"of {', '.join(METHODS)} (default: all that can run)")  # fmt: skip
     add_reference_options(sub, plus=False)
-    add_settings(sub.add_argument_group("settings"), [name for name in FIELDS if name != "method"])
+    names = [name for name in FIELDS if name != "method"]
+    add_settings(sub.add_argument_group("settings"), names, left_open=BY_DATA_SET)
     sub.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of results (default: results)")
     sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of extracted tokens (default: OUT/.cache)")
     sub.add_argument("--force", action="store_true", help="measure again what is finished already")
@@ -52,8 +53,10 @@ def compare(args: argparse.Namespace) -> int:
     check_folder(args.out, "--out")
     cache = args.cache or args.out / ".cache"
     check_folder(cache, "--cache")
-    config = MuScConfig(**{name: value for name, value in given_settings(args).items() if name != "method"})
     categories = categories_of(args)
+    settings = {name: value for name, value in with_network(given_settings(args)).items() if name != "method"}
+    settings.setdefault("windows", PAPER_WINDOWS.get(categories[0].dataset, (2, 3)))
+    config = MuScConfig(**settings)
     given = args.reference_images is not None or args.shots is not None
 
     def has_references(method: str) -> bool:

@@ -9,6 +9,7 @@ from musc.cli.batch import Batch, add_batch_options
 from musc.cli.data import source_of
 from musc.cli.failures import DONE, FAILED
 from musc.errors import MuscError
+from musc.saving import whole
 
 if TYPE_CHECKING:
     from musc.results import MuScResult
@@ -55,7 +56,8 @@ def evaluate(args: argparse.Namespace) -> int:
     if missing := [name for name in names if name not in results | earlier]:
         print(f"{len(together)} of the {len(names)} categories; no table row and no mean has {', '.join(missing)}")
     path = args.out / "metrics.csv"
-    table.assign(backbone=first.config.backbone).to_csv(path, float_format="%.4f")
+    with whole(path) as partial:
+        table.assign(backbone=first.config.backbone).to_csv(partial, float_format="%.4f")
     print(f"\ntable: {path}   scores, maps and pictures: one folder per category beside it")
     return FAILED if len(results) < len(done) else DONE
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from musc.cli.failures import DONE
 from musc.cli.options import COUNT, WORDS, Read
 from musc.cli.outputs import RESULTS, check_folder
-from musc.cli.settings import BY_PROFILE, add_settings, given_settings
+from musc.cli.settings import BY_PROFILE, add_settings, given_settings, with_network
 from musc.errors import ConfigError
 
 SETTINGS = ("backbone", "weights", "image_size", "device", "precision", "mask_protocol")
@@ -17,7 +17,7 @@ examples:
   musc reproduce --list                     every table and figure, and what of it is measured
   musc reproduce table_3                    on the built-in data set, with the built-in backbone
   musc reproduce table_17 --data-root mvtec_anomaly_detection/ --device cuda
-  musc reproduce all --data-root mvtec_anomaly_detection/ --data-root VisA/ --data-root BTech/
+  musc reproduce all --data-root MVTec/ --data-root VisA/ --data-root BTech/
 
 Each comes as a CSV file (paper, released, here) and a picture. What is finished is reused.
 """
@@ -64,10 +64,8 @@ def reproduce(args: argparse.Namespace) -> int:
         )
     check_folder(args.out, "--out")
     settings = given_settings(args)
-    if settings.get("backbone") == "auto":
-        from musc.backbones import choose_backbone
-
-        settings["backbone"] = choose_backbone(settings.get("weights"))
+    if "backbone" in settings:
+        settings = with_network(settings)
     lab = r.profile(
         args.profile or ("paper" if args.data_root else "demo"),
         args.data_root,

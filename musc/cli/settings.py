@@ -57,6 +57,15 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
+def with_network(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings in which the backbone has a name: where it is "auto" or left open, that of the best that is here."""
+    if given.get("backbone", "auto") == "auto":
+        from musc.backbones import choose_backbone
+
+        given = {**given, "backbone": choose_backbone(given.get("weights"))}
+    return given
+
+
 def as_text(value: Any) -> str:
     """A value as one would type it.
 

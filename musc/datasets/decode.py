@@ -30,7 +30,7 @@ MAX_RATIO = 2000  # pixels per byte of a large file: more is a decompression bom
 LARGE = 2**26  # pixels from which on ratio and memory are looked at
 # Formats that Pillow hands to another program (EPS to Ghostscript), or only recognises and cannot decode.
 NEVER = frozenset(["EPS", "PDF", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"])
-SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"GIF8")
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", *tiff.SIGNATURES, b"RIFF", b"GIF8")
 TURNS = {  # by EXIF orientation; 5 to 8 swap width and height
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

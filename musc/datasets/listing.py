@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from musc.datasets.base import Skipped, printable
 from musc.datasets.decode import is_picture, readable_suffixes
@@ -94,7 +95,7 @@ class Listing:
                 raise
             self.skipped.append(Skipped(relative(here, self.base), str(error)))
             return []
-        if is_result(here, files):
+        if result_header(here) is not None:
             return []
         found = self._images(files, special)
         for subfolder in folders:
@@ -171,7 +172,7 @@ def any_image(folder: Path, depth: int = 4) -> Path | None:
             folders, files = entries(here)
         except DataError:
             return
-        if is_result(here, files):
+        if result_header(here) is not None:
             return
         yield from (f for f in files if f.suffix.lower() in SUFFIXES)
         for subfolder in folders if left else ():
@@ -180,15 +181,14 @@ def any_image(folder: Path, depth: int = 4) -> Path | None:
     return next(walk(folder, depth), None)
 
 
-def is_result(folder: Path, files: Sequence[Path]) -> bool:
-    """Whether a folder holds the result of an earlier run, whose pictures are no input: its result.json says so."""
-    if not any(f.name == "result.json" for f in files):
-        return False
+def result_header(folder: Path) -> dict[str, Any] | None:
+    """What result.json says in the folder of an earlier run's result, whose pictures are no input; None elsewhere."""
+    path = folder / "result.json"
     try:
-        header = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        header = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(header, dict) and set(header) >= RESULT_FIELDS
+        return None
+    return header if isinstance(header, dict) and set(header) >= RESULT_FIELDS else None
 
 
 def relative(path: Path, base: Path) -> str:

@@ -18,7 +18,7 @@ from PIL import Image, TiffImagePlugin
 
 from musc.errors import DataError
 
-SIGNATURES = (b"II*\0", b"MM\0*")
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 COMPRESSIONS = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits"}  # lossless, by the byte
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, STRIPS, SAMPLES = 256, 257, 258, 259, 262, 273, 277
 ROWS, STRIP_BYTES, PLANAR, PREDICTOR, TILE_WIDTH, SAMPLE_FORMAT = 278, 279, 284, 317, 322, 339
@@ -48,6 +48,8 @@ def channels(data: bytes, check: Callable[[tuple[int, int]], None]) -> Channels:
 
     Raises DataError that says what the file holds, and the remedy, where Pillow cannot be brought to unpack it.
     """
+    if data[:4] == SIGNATURES[3]:
+        raise DataError("is a big-endian BigTIFF, which cannot be read here: save it as an ordinary TIFF.")
     tags = _tags(data)
 
     def tag(number: int, default: int) -> int:
@@ -72,8 +74,14 @@ def channels(data: bytes, check: Callable[[tuple[int, int]], None]) -> Channels:
         and len(set(depths)) == 1 and tag(COMPRESSION, 1) in COMPRESSIONS and tag(PREDICTOR, 1) == 1
         and TILE_WIDTH not in tags and len(strips) == len(offsets) > 0 and (planes == 1 or H % rows == 0)
     )  # fmt: skip
-    if not plain:
-        raise DataError(f"{holds}, which cannot be read here: save it as 8-bit grey or RGB, or as 16-bit grey.")
+    big = data[:4] in SIGNATURES[2:]
+    if not plain or big:
+        how = {"as a BigTIFF": big, "in tiles": TILE_WIDTH in tags, "with a predictor": tag(PREDICTOR, 1) != 1}
+        said = "".join(f", {word}" for word, true in how.items() if true)
+        raise DataError(
+            f"{holds}{said}, which cannot be read here: save it in strips without a predictor, or as 8-bit grey or "
+            "RGB, or as 16-bit grey."
+        )
     order = "<" if data[:2] == b"II" else ">"
     word = min(bits, 32)  # what Pillow shall see: L, I;16 or I
     across = W * (C // planes) * (bits // word)
@@ -96,7 +104,7 @@ def channels(data: bytes, check: Callable[[tuple[int, int]], None]) -> Channels:
 
 def _tags(data: bytes) -> dict[int, Any]:
     """The first directory as Pillow parses it; single values and tuples as they come."""
-    directory = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+    directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[:4] == SIGNATURES[2] else 8])
     file = io.BytesIO(data)
     file.seek(directory.next)
     directory.load(file)

@@ -30,8 +30,8 @@ def mahalanobis(
 
     Example:
         >>> normal = torch.tensor([[[-1.0]], [[1.0]]])  # of variance 2
-        >>> mahalanobis(torch.tensor([[[2.0]]]), normal, epsilon=0.0).item()
-        1.4142135623730951
+        >>> round(mahalanobis(torch.tensor([[[2.0]]]), normal, epsilon=0.0).item(), 4)
+        1.4142
     """
     N, M, d = x.shape
     out = torch.empty(N, M, dtype=torch.float64)

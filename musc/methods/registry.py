@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from musc.backbones import BACKBONES, Backbone, find_backbone, resolve_device
+from musc.backbones import AUTO, BACKBONES, Backbone, choose_backbone, find_backbone, resolve_device
 from musc.backbones.text import load_clip
 from musc.config import NEED_REFERENCES, OTHER_METHODS, MuScConfig
 from musc.errors import ConfigError
@@ -44,7 +44,10 @@ def check(config: MuScConfig, references: bool) -> None:
         raise ConfigError(
             f"method {config.method} compares with normal reference images: give some (--reference-images or --shots)."
         )
-    if config.method == "winclip" and (spec := find_backbone(config.backbone)).library != "open_clip":
+    if config.method != "winclip":
+        return
+    spec = find_backbone(choose_backbone(config.weights) if config.backbone == AUTO else config.backbone)
+    if spec.library != "open_clip":
         readers = ", ".join(name for name, other in BACKBONES.items() if other.library == "open_clip")
         raise ConfigError(
             f"method winclip compares images with sentences, and {spec.name} has no text tower: choose a CLIP network "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from musc import metrics, rscin
 from musc.errors import ConfigError, DataError, ResultError
 from musc.plugin.class_tokens import ClassTokens, pick, read_class_tokens, unique_paths
 from musc.plugin.score_table import PLAIN, RAW, read_score_table
+from musc.saving import whole
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,10 @@ class Rescored:
     def write(self, path: Path | str) -> Path:
         """Write the table as CSV, all or nothing. Raises ResultError where that is not possible."""
         path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            self.table.to_csv(partial, index=False, encoding="utf-8", errors="surrogateescape")
-            os.replace(partial, path)
+            with whole(path) as partial:
+                self.table.to_csv(partial, index=False, encoding="utf-8", errors="surrogateescape")
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise ResultError(f"{path} cannot be written ({error.strerror or error}): choose another --out.") from error
         return path
 

@@ -7,7 +7,6 @@ measured on the synthetic data set stands apart from it: it is compared with no 
 
 from __future__ import annotations
 
-import os
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from musc.reproduce.paper import claims, contradictions
 from musc.reproduce.profiles import SYNTHETIC, Profile, profile
 from musc.reproduce.registry import LAYOUT, NOTEBOOKS, REGISTRY, RUN_HERE, Item, Layout, find, of_notebook
 from musc.results.tables import MarkedTable
+from musc.saving import whole
 
 __all__ = [
     "NOTEBOOKS",
@@ -100,14 +100,12 @@ class Made:
         """
         csv, png = folder / f"{self.item.name}.csv", folder / f"{self.item.name}.png"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f".{self.item.name}.{os.getpid()}"
             for figure, target in ((self.stand_in_figure, png.with_stem(f"{png.stem}_stand_in")), (self.figure, png)):
                 if figure is not None:
-                    figure.savefig(partial, dpi=110, format="png")
-                    os.replace(partial, target)
-            self.frame.to_csv(partial, index=self.item.kind == "figure", float_format="%.4f")
-            os.replace(partial, csv)  # last: where it is, the item is finished
+                    with whole(target) as path:
+                        figure.savefig(path, dpi=110, format="png")
+            with whole(csv) as path:  # last: where it is, the item is finished
+                self.frame.to_csv(path, index=self.item.kind == "figure", float_format="%.4f")
         except OSError as error:
             raise ResultError(
                 f"{folder} cannot be written ({error.strerror or error}): choose another --out."

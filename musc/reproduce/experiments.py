@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from musc.errors import ConfigError, DataError
 from musc.features import Features
 from musc.pipeline import MuSc
 from musc.results.evaluation import evaluate, read_truth
+from musc.saving import whole
 from musc.scoring.aggregation import SalientTokens, prepared
 from musc.scoring.maps import PatchScores, anomaly_maps, rescored, split_subsets
 from musc.sources import numerical_version
@@ -142,16 +144,16 @@ class Distances:
             if path.exists():
                 continue
             shape = (len(degrees), N, N - 1, math.prod(grid))
-            partial = path.with_suffix(".partial")
-            array = open_memmap(partial, mode="w+", dtype=np.float32 if per_value == 4 else np.float16, shape=shape)
-            out = torch.from_numpy(array)
-            for slots, wanted in _joint(degrees):
-                given, asked = prepared(tokens.to(device), config, grid, wanted)
-                msm.stage_distances(
-                    given, asked, grid=grid, precision=config.precision, block=config.block, out=out[slots]
-                )
-            array.flush()
-            partial.replace(path)
+            with whole(path) as partial:
+                array = open_memmap(partial, mode="w+", dtype=np.float32 if per_value == 4 else np.float16, shape=shape)
+                _reserve(partial)
+                out = torch.from_numpy(array)
+                for slots, wanted in _joint(degrees):
+                    given, asked = prepared(tokens.to(device), config, grid, wanted)
+                    msm.stage_distances(
+                        given, asked, grid=grid, precision=config.precision, block=config.block, out=out[slots]
+                    )
+                array.flush()
         return store
 
     def _bytes_per_value(self, N: int, max_bytes: int) -> int:
@@ -221,6 +223,13 @@ def reduce_sorted(
     return ordered[:, low if reduction == "min" else high - 1]
 
 
+def _reserve(path: Path) -> None:
+    """A mapped file has its room on the disk before it is filled: a full disk is an OSError here, and later a crash."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 def ablate(
     category: Category,
     musc: MuSc,
@@ -262,11 +271,11 @@ def ablate(
     defects = [s.defect for s in features.samples]
     scores = distances.patch_scores((v.scoring for v in variants.values()), defects, musc.config.seed)
     rows = _measure(category, musc, features, variants, scores)
-    folder.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame(rows)
-    frame.to_csv(finished.with_suffix(".partial"), index=False)
-    finished.with_suffix(".partial").replace(finished)
-    (folder / f"ablations-{digest}.json").write_text(json.dumps(musc.config.to_dict(), indent=1) + "\n")
+    with whole(folder / f"ablations-{digest}.json") as path:
+        path.write_text(json.dumps(musc.config.to_dict(), indent=1) + "\n", encoding="utf-8")
+    with whole(finished) as path:  # last: where it is, the rows are finished
+        frame.to_csv(path, index=False)
     if not keep_distances:
         shutil.rmtree(place)
     return frame

@@ -14,6 +14,7 @@ from musc.reproduce import experiments
 from musc.reproduce.paper import METRICS, table
 from musc.reproduce.plugged_in import rscin_gain
 from musc.reproduce.profiles import SYNTHETIC, Profile
+from musc.saving import whole
 
 KEYS = ["dataset", "category", "method", "setting", "row", "metric"]
 GROUP = {"image": "image", "pixel": "pixel_{}", "pro": "pixel_{}"}
@@ -198,8 +199,9 @@ def plugged_in(lab: Profile, number: int) -> pd.DataFrame:
             pipeline, category = lab.musc(dataset), lab.category(dataset, name)
             file = lab.place / "plugged_in" / f"{pipeline.fingerprint(category)}.csv"
             if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                rscin_gain(category, pipeline).to_csv(file, index=False)
+                gain = rscin_gain(category, pipeline)
+                with whole(file) as path:
+                    gain.to_csv(path, index=False)
             for found in pd.read_csv(file, dtype={"category": str}).to_dict("records"):
                 word = {"without": "w/o", "with": "w"}[found["rscin"]]
                 shared = {"category": name, "method": found["method"], "setting": "full-shot", "row": word}

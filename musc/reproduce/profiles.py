@@ -23,6 +23,7 @@ from musc.pipeline import MuSc
 from musc.reproduce import experiments
 from musc.reproduce.paper import table
 from musc.results import MuScResult
+from musc.saving import whole
 from musc.sources import numerical_version
 
 NAMES = ("demo", "paper")
@@ -150,8 +151,8 @@ class Profile:
             took = pipeline.run(category).timings
             seconds = min(seconds, time.perf_counter() - start - took["metrics"])
         memory = torch.cuda.max_memory_allocated(pipeline.device) / 2**20 if cuda else math.nan
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame([{"time_ms": 1000 * seconds / len(category), "gpu_mb": memory}]).to_csv(file, index=False)
+        with whole(file) as path:
+            pd.DataFrame([{"time_ms": 1000 * seconds / len(category), "gpu_mb": memory}]).to_csv(path, index=False)
         return 1000 * seconds / len(category), memory
 
     def coverage(self, dataset: str) -> str:

@@ -19,6 +19,7 @@ from musc.datasets.images import image_size, read_image, read_mask, resize_mask
 from musc.results.pictures import CMAP, CONTOUR
 
 BLUE, ORANGE = "#0072B2", "#D55E00"  # normal, anomalous: told apart by colour-blind eyes (Okabe and Ito)
+SERIES = (BLUE, ORANGE, "#444444")  # several curves, which markers tell apart as well
 
 
 def as_seen(samples: Sequence[Sample], size: int) -> list[NDArray[np.uint8]]:
@@ -135,6 +136,31 @@ def two_histograms(ax: Axes, normal: NDArray, anomalous: NDArray, bins: NDArray 
             )  # fmt: skip
     ax.set_ylabel("density")
     seaborn.despine(ax=ax)
+
+
+def band(
+    ax: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], colour: str, *, keep: float = 0.8, **style: Any
+) -> None:
+    """A curve through the means of several runs, in a band from quantile to quantile that holds `keep` of them.
+
+    x: [P]; runs: at each of them the values of its runs. Unlike a band of standard deviations, it never leaves the
+    values' own range. style: of the line (marker, label, ...).
+    """
+    low, high = np.array([np.quantile(values, [(1 - keep) / 2, (1 + keep) / 2]) for values in runs]).T
+    ax.plot(x, [np.mean(values) for values in runs], color=colour, **style)
+    ax.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+
+
+def overlap(normal: NDArray, anomalous: NDArray, bins: NDArray | int = 60) -> float:
+    """The area that two densities share, both counted in the same bins: 1 where they are equal, 0 where apart.
+
+    Example:
+        >>> overlap(np.array([0.0, 1.0]), np.array([1.0, 2.0]), bins=np.array([0.0, 0.5, 1.5, 2.0]))
+        0.5
+    """
+    edges = np.histogram_bin_edges(np.concatenate([normal, anomalous]), bins)
+    shares = [np.histogram(values, edges)[0] / len(values) for values in (normal, anomalous)]
+    return float(np.minimum(*shares).sum())
 
 
 def neighbour_graph(

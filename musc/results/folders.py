@@ -78,6 +78,8 @@ def replacing(folder: Path, ours: Collection[str]) -> Iterator[Path]:
     Whatever happens in between, also an end of the process, `folder` holds the old content or the new one, or `recover`
     finds one of them beside it. Of the old folder all that is not named in `ours` is carried over. Raises OSError.
     """
+    if Path.cwd().is_relative_to(folder.resolve()):  # it would go on working in a folder that is gone
+        raise OSError(errno.EBUSY, "the working folder is it, or lies in it", str(folder))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     recover(folder, ours)

@@ -26,7 +26,7 @@ from musc.datasets.values import as_read
 from musc.errors import DataError, ResultError
 from musc.results import MuScResult
 from musc.results.folders import legal_names
-from musc.saving import sweep, whole
+from musc.saving import whole
 from musc.sources import meaning
 
 if TYPE_CHECKING:
@@ -89,7 +89,6 @@ def save_pictures(result: MuScResult, samples: Sequence[Sample], folder: Path) -
 
 def _only_of_this(result: MuScResult, names: dict[str, str], folder: Path) -> None:
     """Removes pictures that are not of this result with this threshold, and notes whose those to come are."""
-    sweep(folder)
     digest = hashlib.blake2b(meaning(Path(__file__)).encode(), digest_size=16)
     digest.update(f"{result.fingerprint} {result.threshold}".encode() + result.raw_image_scores.tobytes())
     wanted = {"of": digest.hexdigest(), "pictures": names}

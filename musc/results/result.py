@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from musc.config import MuScConfig
 from musc.datasets.base import Skipped
+from musc.datasets.listing import result_header
 from musc.errors import ResultError
 from musc.results.folders import legal_names, recover, replacing
 from musc.results.thresholds import Threshold, choose
@@ -117,7 +118,7 @@ class MuScResult:
         written, or holds files of these names that are of something else; nothing is lost then.
         """
         folder = Path(folder)
-        if (strange := [name for name in DATA if (folder / name).exists()]) and not is_result(folder):
+        if (strange := [name for name in DATA if (folder / name).exists()]) and result_header(folder) is None:
             raise ResultError(f"{folder} holds a {strange[0]} that no run of musc made: choose another folder.")
         try:
             with replacing(folder, (*DATA, *PICTURES)) as new:
@@ -211,25 +212,15 @@ class MuScResult:
             writer.writerows([str(v) for v in row] for row in zip(*columns, strict=True))
 
 
-def is_result(folder: Path) -> bool:
-    """Whether the folder's result.json is one of ours, of any format."""
-    try:
-        header = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(header, dict) and {"format", "fingerprint", "config"} <= header.keys()
-
-
 def result_folder(out: Path, dataset: str, category: str, root: Path | str | None = None) -> Path:
     """The folder below `out` for the result of a category; one of its own where that of another root lies there."""
     folder = out / legal_names([dataset or "images"])[0] / legal_names([category or "images"])[0]
     where = os.path.abspath(root) if root else ""
     if not folder.exists():
         return folder
-    if is_result(folder):
-        header = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        if _root_of(folder, header) == where:
-            return folder
+    header = result_header(folder)
+    if header is not None and _root_of(folder, header) == where:
+        return folder
     digest = hashlib.blake2b(where.encode(errors="surrogatepass"), digest_size=4).hexdigest()
     return folder.with_name(f"{folder.name}~{digest}")
 
@@ -247,7 +238,8 @@ def _root_of(folder: Path, header: dict[str, Any]) -> str:
 
 
 def _cannot_write(folder: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # numpy says how much it could not write, and not why: there is no other reason than room
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None):
         return f"the disk is full: {folder} was not written. Free some space, or choose another folder with --out."
     return f"{folder} cannot be written ({error.strerror or error}): choose another folder with --out."
 

@@ -353,6 +353,10 @@
     part("Those patches", near),
     part("Image scores", chart),
   );
+  // Sentences about these ten images, below on the page; they were checked when data.js was made.
+  document.addEventListener("DOMContentLoaded", () => {
+    for (const e of document.querySelectorAll("[data-finding]")) e.textContent = data.findings[e.dataset.finding];
+  });
   Promise.all(pictures.map((p) => p.decode())).then(() => {
     compute();
     choose(state.image);

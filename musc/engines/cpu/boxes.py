@@ -1,8 +1,7 @@
-"""Box sums of Gram rows, and what they say of a token, compiled by numba: 64 columns at a time, in vectors of 8.
+"""Box sums of Gram rows, and what they say of a token, compiled by numba: 8 columns in a vector.
 
-Rows to be added up are given by their addresses, the middle one first and then pairs at growing distances from it:
-neighbouring tokens of the one image, or one row shifted to neighbouring tokens of the other. Every sum is then one pass
-over memory whatever the aggregation degree, and the last one is read before it is stored.
+A sum over 2h + 1 neighbours is read once: while a loop runs along an axis, the last 2h + 1 values stay in registers. So
+h is a constant of the code, and there is a piece of code for each h from 0 to WIDEST.
 """
 
 from __future__ import annotations
@@ -14,92 +13,124 @@ from numba.extending import intrinsic
 from musc.engines.cpu.compiling import kernel
 from musc.engines.cpu.products import I8, I64, F32x8, Loop, larger, load, same, store
 
-CHUNK = 64  # columns, in bytes 256
-PLACES = range(0, 256, 32)
-LOWEST = -8.0
+LANES = 8  # columns of a vector
+WIDEST = 4  # h of degree 9
+ZEROS = ir.Constant(F32x8, [0.0] * LANES)
+LOWEST = ir.Constant(F32x8, [-8.0] * LANES)
 
 
-def _pointer(builder, address, k, offset=0):
-    """Element k of the addresses at `address`, counted from `offset` bytes on."""
-    return load(builder, builder.add(address, builder.mul(k, I64(8))), offset, I64)
+def _total(builder, values):
+    """Their sum, from the middle outwards."""
+    h, total = len(values) // 2, values[len(values) // 2]
+    for t in range(1, h + 1):
+        total = builder.fadd(total, builder.fadd(values[h - t], values[h + t]))
+    return total
 
 
-def _add_pairs(builder, sums, rows, pairs, at):
-    """sums + the rows of the first `pairs` pairs of addresses at `rows`, from byte `at` of each row on."""
-    loop = Loop(builder, pairs, sums, "pairs")
-    first = builder.mul(loop.at, I64(2))
-    p, q = (builder.add(_pointer(builder, rows, first, 8 * side), at) for side in (0, 1))
-    two = [builder.fadd(load(builder, p, k, F32x8), load(builder, q, k, F32x8)) for k in PLACES]
-    return loop.end([builder.fadd(total, new) for total, new in zip(loop.values, two, strict=True)])
+def _sum_rows(h):
+    """Of eight columns, sums over y and x of a's tokens: the x come one after the other, then some zeros."""
 
+    def sum_rows(typingctx, rows, step, count, beyond, out, stride):
+        return types.void(*[types.intp] * 6), codegen
 
-def _middle(builder, rows, at):
-    first = builder.add(_pointer(builder, rows, I64(0)), at)
-    return [load(builder, first, k, F32x8) for k in PLACES]
-
-
-@intrinsic
-def _sums(typingctx, chunks, rows, pairs, outs, count):
     def codegen(context, builder, signature, args):
-        chunks, rows, pairs, outs, count = args
-        loop = Loop(builder, chunks, [], "chunks")
-        at = builder.mul(loop.at, I64(4 * CHUNK))
-        each = Loop(builder, count, [*_middle(builder, rows, at), builder.add(rows, I64(8))], "outs")
-        number = _pointer(builder, pairs, each.at)
-        sums = _add_pairs(builder, each.values[:-1], each.values[-1], number, at)
-        out = builder.add(_pointer(builder, outs, each.at), at)
-        for total, k in zip(sums, PLACES, strict=True):
-            store(builder, total, out, k)
-        each.end([*sums, builder.add(each.values[-1], builder.mul(number, I64(16)))])
-        loop.end([])
+        rows, step, count, beyond, out, stride = args
+        columns = [load(builder, rows, 8 * k, I64) for k in range(2 * h + 1)]
+        window = [ZEROS] * (2 * h)
+        for number, inside in ((count, True), (beyond, False)):
+            loop = Loop(builder, number, window, "x")
+            new = ZEROS
+            if inside:
+                at = builder.mul(loop.at, step)
+                new = _total(builder, [load(builder, builder.add(column, at), 0, F32x8) for column in columns])
+            store(builder, _total(builder, [*loop.values, new]), builder.add(out, builder.mul(loop.at, stride)), 0)
+            window = loop.end([*loop.values, new][1:])
+            out = builder.add(out, builder.mul(count, stride))
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 5), codegen
+    return intrinsic(sum_rows)
 
 
-@kernel
-def box_sums(n, rows, pairs, outs, count):
-    """Row outs[k] = sum of the middle row and of the first pairs[0] + ... + pairs[k] pairs, for k below `count`.
+_sum0, _sum1, _sum2, _sum3, _sum4 = (_sum_rows(h) for h in range(WIDEST + 1))
 
-    n: numbers in a row, a multiple of 64. rows, pairs, outs: addresses of [1 + 2 * all pairs] addresses of rows, of
-    [count] int64 and of [count] addresses of rows.
+
+@kernel(forceinline=True, _nrt=False)
+def sum_rows(h, rows, step, count, beyond, out, stride):
+    """Row out + k stride, k < count + beyond: of eight columns, the sum over the x from k - 2h to k, and over 2h + 1 y.
+
+    rows: address of [2h + 1] addresses, of x = 0 in patch rows y - h to y + h; step: bytes from one x to the next;
+    count: x that exist, all others are zeros. All are int64.
     """
-    _sums(n // CHUNK, rows, pairs, outs, count)  # type: ignore[call-arg]
+    if h == 0:
+        _sum0(rows, step, count, beyond, out, stride)  # type: ignore[call-arg]
+    elif h == 1:
+        _sum1(rows, step, count, beyond, out, stride)  # type: ignore[call-arg]
+    elif h == 2:
+        _sum2(rows, step, count, beyond, out, stride)  # type: ignore[call-arg]
+    elif h == 3:
+        _sum3(rows, step, count, beyond, out, stride)  # type: ignore[call-arg]
+    else:
+        _sum4(rows, step, count, beyond, out, stride)  # type: ignore[call-arg]
 
 
-@intrinsic
-def _score(typingctx, chunks, rows, pairs, arrays, factor, own):
+def _score(h):
+    """Of one token, sums over x and y of b's tokens, and from these its cosines, column of vectors after column."""
+
+    def score(typingctx, row, H, vectors, stride, arrays, factor, own):
+        return types.void(*[types.intp] * 5, types.float32, types.float32), codegen
+
     def codegen(context, builder, signature, args):
-        chunks, rows, pairs, arrays, factor, own = args
-        scale, margin, best, upper, marks, tops = (_pointer(builder, arrays, I64(k)) for k in range(6))
+        row, H, vectors, stride, arrays, factor, own = args
+        scale, margin, best, upper, marks, tops = (load(builder, arrays, 8 * k, I64) for k in range(6))
         fma = builder.module.declare_intrinsic("llvm.fma.v8f32", (), ir.FunctionType(F32x8, [F32x8] * 3))
         factor, own = same(builder, factor, F32x8), same(builder, own, F32x8)
-        loop = Loop(builder, chunks, [ir.Constant(F32x8, [LOWEST] * 8)], "chunks")
-        at = builder.mul(loop.at, I64(4 * CHUNK))
-        mark = builder.add(marks, builder.mul(loop.at, I64(8)))
-        sums = _add_pairs(builder, _middle(builder, rows, at), builder.add(rows, I64(8)), pairs, at)
-        top = None
-        for total, k in zip(sums, PLACES, strict=True):
-            of, doubt, known = (load(builder, builder.add(array, at), k, F32x8) for array in (scale, margin, best))
-            most = builder.call(fma, [builder.fmul(total, factor), of, doubt])
-            store(builder, most, builder.add(upper, at), k)
-            top = most if top is None else larger(builder, top, most)
-            bits = builder.bitcast(builder.fcmp_ordered(">=", builder.fadd(most, own), known), I8)
-            builder.store(bits, builder.inttoptr(builder.add(mark, I64(k // 32)), I8.as_pointer()))
-        store(builder, top, builder.add(tops, builder.mul(loop.at, I64(32))), 0)
-        found = loop.end([larger(builder, loop.values[0], top)])[0]
-        store(builder, found, builder.add(tops, builder.mul(chunks, I64(32))), 0)
+        outer = Loop(builder, vectors, [LOWEST], "columns")
+        across = builder.mul(outer.at, I64(4 * LANES))
+        start = builder.add(row, across)
+
+        def over_x(y):
+            address = builder.add(start, builder.mul(y, stride))
+            return _total(builder, [load(builder, address, 4 * t, F32x8) for t in range(-h, h + 1)])
+
+        window = [ZEROS] * h + [over_x(I64(y)) for y in range(h)]
+        inner = Loop(builder, H, [*window, LOWEST], "rows")
+        *window, top = inner.values
+        window = [*window, over_x(builder.add(inner.at, I64(h)))]
+        place = builder.add(builder.mul(inner.at, vectors), outer.at)
+        at = builder.mul(place, I64(4 * LANES))
+        of, doubt, known = (load(builder, builder.add(array, at), 0, F32x8) for array in (scale, margin, best))
+        most = builder.call(fma, [builder.fmul(_total(builder, window), factor), of, doubt])
+        store(builder, most, builder.add(upper, at), 0)
+        bits = builder.bitcast(builder.fcmp_ordered(">=", builder.fadd(most, own), known), I8)
+        builder.store(bits, builder.inttoptr(builder.add(marks, place), I8.as_pointer()))
+        top = inner.end([*window[1:], larger(builder, top, most)])[-1]
+        store(builder, top, builder.add(tops, across), 0)
+        found = outer.end([larger(builder, outer.values[0], top)])[0]
+        store(builder, found, builder.add(tops, builder.mul(vectors, I64(4 * LANES))), 0)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 4, types.float32, types.float32), codegen
+    return intrinsic(score)
 
 
-@kernel
-def score(n, rows, pairs, arrays, factor, own):
-    """One token's cosines, from the row that `box_sums` would make of `rows`, and what is to be known of them.
+_score0, _score1, _score2, _score3, _score4 = (_score(h) for h in range(WIDEST + 1))
 
-    arrays: address of six addresses. Of scale, margin, best [n]; upper [n], made sum * factor * scale + margin; marks
-    [n / 64] int64, made a bit where upper + own >= best; and tops [n / 8 + 8], made the largest of `upper` of eight
-    columns that lie eight apart, the last eight, taken together, the largest of all.
+
+@kernel(forceinline=True, _nrt=False)
+def score(h, row, H, vectors, stride, arrays, factor, own):
+    """One token's cosines, from its sums over a's neighbourhood, and what is to be known of them.
+
+    row: address of those with b's token (0, 0), `stride` bytes from one patch row of b to the next, zeros around them.
+    arrays: address of six addresses. Of scale, margin, best [H, 8 vectors]; upper [H, 8 vectors], made sum * factor *
+    scale + margin; marks [H, vectors] bytes, made a bit where upper + own >= best; and tops [8 vectors + 8], made the
+    largest of `upper` in each column of patches, the last eight, taken together, the largest of all.
     """
-    _score(n // CHUNK, rows, pairs, arrays, factor, own)  # type: ignore[call-arg]
+    if h == 0:
+        _score0(row, H, vectors, stride, arrays, factor, own)  # type: ignore[call-arg]
+    elif h == 1:
+        _score1(row, H, vectors, stride, arrays, factor, own)  # type: ignore[call-arg]
+    elif h == 2:
+        _score2(row, H, vectors, stride, arrays, factor, own)  # type: ignore[call-arg]
+    elif h == 3:
+        _score3(row, H, vectors, stride, arrays, factor, own)  # type: ignore[call-arg]
+    else:
+        _score4(row, H, vectors, stride, arrays, factor, own)  # type: ignore[call-arg]

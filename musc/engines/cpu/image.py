@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from musc.engines.cpu import kernels, products
+from musc.engines.cpu.boxes import LANES
 from musc.engines.cpu.layout import NOTHING, Images, Layout
 
 ROUNDING = 2.0**-24  # relative, of one float32 operation
@@ -56,7 +57,7 @@ def prepare(rotated: tuple[np.ndarray, np.ndarray, np.ndarray], layout: Layout, 
         _boxes(high, grid, None, along)
     scales, top = _scales(length, left, high, low, layout)
     panels = images.rows[s], images.columns[s], images.offset[s]
-    kernels.pack(low, high, scales, top, grid.pitch, grid.W, *panels, error)
+    kernels.pack(low, high, scales, top, LANES * grid.vectors, grid.W, *panels, error)
     images.ratio[s] = scales[1] / scales[0]
     if layout.rotation is not None and layout.tolerance:
         kernels.lengths(low, left)  # independent errors of r^2 tokens add up to r of them

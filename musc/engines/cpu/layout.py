@@ -10,26 +10,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from musc.engines.cpu.boxes import CHUNK
+from musc.engines.cpu.boxes import LANES
 from musc.engines.cpu.products import COLS, COLS_WIDE, ROWS, SPAN
 
 KEPT = 48  # candidates of a token; with more it is compared with all
+CHUNK = 64  # columns whose marks fill an integer
+SUMS = 256 << 10  # bytes of `Buffers.sums`, about: they are to stay in the cache
 NOTHING = np.float32(-8)  # below any cosine
 
 
 class Grid(NamedTuple):
-    """The patch grid as the kernels see it. n columns hold image b's tokens, `pitch` of them a patch row.
+    """The patch grid as the kernels see it. n columns hold image b's tokens, 8 `vectors` of them a patch row.
 
-    Of these the last ones are empty, as many as the widest neighbourhood reaches, so that a shift of the flat index
-    never runs from one patch row into the next.
+    Of these the last ones may be empty. In `Buffers.sums` a patch row takes `pitch` numbers, of which as many are zero
+    as the widest neighbourhood reaches: so a shift along x never adds a token from the other end of the grid.
     """
 
     H: int
     W: int
+    vectors: int
     pitch: int
     widest: int  # largest of `halves`
+    some: int  # tokens of a patch row of a whose sums are held at a time
     halves: np.ndarray  # [D] int64, (degree - 1) / 2
-    wider: np.ndarray  # [<= D] int64, degrees beyond 1 by size
     place: np.ndarray  # [n] int64, the token of every column, or -1
 
 
@@ -51,14 +54,14 @@ class Images(NamedTuple):
 class Buffers(NamedTuple):
     """What one thread works in, for one pair after the other."""
 
-    gram: np.ndarray  # [rows in use, n], of the tokens of some patch rows of a, counted around its end
-    over_y: np.ndarray  # [D, 2 widest + 1, n], sums over y of a's tokens, for the x around one token
-    over_x: np.ndarray  # [n + guards], over x too
-    over_columns: np.ndarray  # [n + guards], over x of b's tokens too
-    zeros: np.ndarray  # [n], what lies beyond the border
+    gram: np.ndarray  # [column panels, rows, 16 or 64], of the tokens of some patch rows of a, counted around its end
+    zeros: np.ndarray  # [W, 16 or 64], what lies beyond the border
+    sums: np.ndarray  # [D, 2 widest + some, numbers], over the neighbourhoods of some tokens of a, for all tokens of b
     upper: np.ndarray  # [n], cosines of one token of a, plus column_margin
     marks: np.ndarray  # [n / 64] int64, a bit for each column that this token may be nearest to
-    tops: np.ndarray  # [n / 8 + 8], largest of `upper` among some columns, and of all
+    tops: np.ndarray  # [8 vectors + 8], largest of `upper` in each column of patches, and of all
+    rows: np.ndarray  # [2 widest + 1] int64, addresses of patch rows in `gram`
+    arrays: np.ndarray  # [D, 6] int64, addresses of what `boxes.score` reads and makes
     candidates: np.ndarray  # [KEPT] int64, columns that may be nearest to this token
     bounds: np.ndarray  # [KEPT], of their cosines, from above
     best: np.ndarray  # [D, n], largest cosine of every column so far, from below
@@ -119,12 +122,13 @@ class Layout:
     @cached_property
     def grid(self) -> Grid:
         halves = np.array([(r - 1) // 2 for r in self.degrees], dtype=np.int64)
-        widest = int(halves.max())
-        pitch = self.W + widest
-        y, x = np.divmod(np.arange(-(-self.H * pitch // CHUNK) * CHUNK), pitch)
+        widest, vectors = int(halves.max()), -(-self.W // LANES)
+        pitch = LANES * (vectors + (LANES * vectors < self.W + widest))
+        y, x = np.divmod(np.arange(-(-self.H * vectors // 8) * 8 * LANES), LANES * vectors)
         place = np.where((x < self.W) & (y < self.H), y * self.W + x, -1)
-        wider = np.argsort(halves, kind="stable")[np.count_nonzero(halves == 0) :]
-        return Grid(self.H, self.W, pitch, widest, halves, wider, place)
+        room = SUMS // (4 * len(halves) * (self.H + widest) * pitch)
+        parts = -(-self.W // max(2 * widest, room, 1))
+        return Grid(self.H, self.W, vectors, pitch, widest, -(-self.W // parts), halves, place)
 
     @property
     def K(self) -> int:
@@ -136,10 +140,15 @@ class Layout:
         """Of the channels whose products take 8 bits."""
         return -(-(self.C - self.K) // (4 * SPAN))
 
+    @property
+    def panels(self) -> tuple[int, int]:
+        """Of columns: their number and width."""
+        cols = COLS_WIDE if self.wide else COLS
+        return -(-self.H * self.grid.vectors * LANES // cols), cols
+
     def _images(self, S: int) -> list[tuple[tuple[int, ...], type]]:
         D, M, n = len(self.degrees), self.H * self.W, len(self.grid.place)
-        cols = COLS_WIDE if self.wide else COLS
-        panels, steps = -(-self.H * self.grid.pitch // cols), self.spans * SPAN + (self.K + 1) // 2
+        panels, cols, steps = *self.panels, self.spans * SPAN + (self.K + 1) // 2
         return [
             ((S, -(-M // ROWS), steps, ROWS), np.int32),
             ((S, panels, steps, cols), np.int32),
@@ -152,14 +161,17 @@ class Layout:
         ]  # type: ignore[return-value]
 
     def _buffers(self) -> list[tuple[tuple[int, ...], type]]:
-        D, n, widest = len(self.degrees), len(self.grid.place), self.grid.widest
-        stripes = 1 + -(-2 * widest // ROWS)  # of six patch rows
-        guarded = n + 2 * widest * (self.grid.pitch + 1)
-        shapes = [(stripes * ROWS * self.W, n), (D, 2 * widest + 1, n), (guarded,), (guarded,), (n,), (n,)]
+        D, n, (panels, cols), grid = len(self.degrees), len(self.grid.place), self.panels, self.grid
+        stripes = 1 + -(-2 * grid.widest // ROWS)  # of six patch rows
         return [
-            *[(shape, np.float32) for shape in shapes],
+            ((panels, stripes * ROWS * self.W, cols), np.float32),
+            ((self.W, cols), np.float32),
+            ((D, 2 * grid.widest + grid.some, 2 * LANES + (self.H + grid.widest) * grid.pitch), np.float32),
+            ((n,), np.float32),
             ((n // CHUNK,), np.int64),
-            ((n // 8 + 8,), np.float32),
+            ((LANES * grid.vectors + LANES,), np.float32),
+            ((2 * grid.widest + 1,), np.int64),
+            ((D, 6), np.int64),
             ((KEPT,), np.int64),
             ((KEPT,), np.float32),
             ((D, n), np.float32),
@@ -185,8 +197,8 @@ class Layout:
     def buffers(self) -> tuple[Buffers, np.ndarray]:
         """One thread's buffers, and the memory they lie in."""
         arrays, memory = _arrays(self._buffers())
-        for array in arrays[:5]:
-            array.fill(0)
+        for array, nothing in zip(arrays[1:5], (0, 0, NOTHING, 0), strict=True):  # beyond the border
+            array.fill(nothing)
         return Buffers(*arrays), memory
 
 

@@ -199,20 +199,21 @@ def _tile(unit):
 _tile_avx2, _tile_avx512 = _tile(_Avx2), _tile(_Avx512)
 
 
-@kernel
+@kernel(_nrt=False)
 def multiply(a, b, offset, ratio, gram, first, last):
-    """Gram rows of the panels first..last of image a with all of image b, into rows of `gram` (modulo its length).
+    """Gram rows of the panels first..last of image a with all of image b, into rows of `gram` (modulo their number).
 
     a: [panels, steps, 6] int32, of which SPAN * spans steps are four 8-bit integers and the others two 16-bit ones; b:
-    [panels, steps, 16 or 64]; offset: [panels of b, spans, 16 or 64] int32; gram: [rows, n] float32.
+    [panels, steps, 16 or 64]; offset: [panels of b, spans, 16 or 64] int32; gram: [panels of b, rows, 16 or 64]
+    float32.
     """
-    spans, stride, R = offset.shape[1], gram.strides[0], gram.shape[0]
+    spans, stride, R = offset.shape[1], gram.strides[1], gram.shape[1]
     steps = a.shape[1] - SPAN * spans
     for q in range(b.shape[0]):
         b_at, offset_at = b.ctypes.data + q * b.strides[0], offset.ctypes.data + q * offset.strides[0]
         row = first * ROWS % R
         for p in range(first, last):
-            a_at, out = a.ctypes.data + p * a.strides[0], gram.ctypes.data + row * stride + q * b.strides[1]
+            a_at, out = a.ctypes.data + p * a.strides[0], gram.ctypes.data + q * gram.strides[0] + row * stride
             # numba supplies the typing context, which mypy takes for the first argument
             if b.shape[2] == COLS_WIDE:
                 _tile_avx512(a_at, b_at, offset_at, out, stride, spans, steps, ratio)

@@ -11,18 +11,19 @@ from __future__ import annotations
 import numpy as np
 from numba.cpython.unsafe.numbers import trailing_zeros
 
-from musc.engines.cpu.boxes import CHUNK, box_sums, score
+from musc.engines.cpu.boxes import LANES, score, sum_rows
 from musc.engines.cpu.compiling import kernel
-from musc.engines.cpu.layout import KEPT, NOTHING
+from musc.engines.cpu.layout import CHUNK, KEPT, NOTHING
 from musc.engines.cpu.products import ROWS, multiply
 
+HALF, ONE, TWO = np.float32(0.5), np.float32(1), np.float32(2)  # a whole number would make float64 of float32
 EQUAL = np.float32(5e-14)  # squared distance of tokens that are equal but for float32's last digits
 EXACT = np.float32(1e-6)  # of a cosine found from a distance in float32
 FURTHEST = np.float32(8)  # more than any squared distance
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 
 
-@kernel(fastmath=FAST)
+@kernel(fastmath=FAST, _nrt=False)
 def squared_distance(unit, a, m, b, n, d):
     """|| a_m - b_n ||^2 of two aggregated tokens at the d-th degree, out of `Images.unit`."""
     total = np.float32(0)
@@ -32,7 +33,7 @@ def squared_distance(unit, a, m, b, n, d):
     return total
 
 
-@kernel
+@kernel(_nrt=False)
 def nearest_of_all(images, a, m, b, d):
     """The smallest squared distance of a_m to all tokens of b but repeated ones, and which it is."""
     unit, first = images.unit, images.first
@@ -47,7 +48,7 @@ def nearest_of_all(images, a, m, b, d):
     return best, at
 
 
-@kernel(forceinline=True)
+@kernel(forceinline=True, _nrt=False)
 def nearest_of_candidates(unit, a, m, b, d, which, upper, count, best):
     """The smallest squared distance of a_m to `count` tokens of b, most promising first, which, and how many it took.
 
@@ -59,7 +60,7 @@ def nearest_of_candidates(unit, a, m, b, d, which, upper, count, best):
         for t in range(1, count):
             if upper[t] > upper[k]:
                 k = t
-        if upper[k] < np.float32(1) - best / 2 - EXACT:
+        if upper[k] < ONE - HALF * best - EXACT:
             break
         upper[k] = NOTHING
         found = squared_distance(unit, a, m, b, which[k], d)
@@ -69,24 +70,24 @@ def nearest_of_candidates(unit, a, m, b, d, which, upper, count, best):
     return best, at, done
 
 
-@kernel(forceinline=True)
-def row_candidates(buffers, margin, b, d, own):
+@kernel(forceinline=True, _nrt=False)
+def row_candidates(buffers, margin, own):
     """Columns that may hold the row's largest cosine, given the margins of error; their number (KEPT + 1: too many)."""
     upper, tops, candidates, bounds = buffers.upper, buffers.tops, buffers.candidates, buffers.bounds
-    top = NOTHING
-    for k in range(len(tops) - 8, len(tops)):
+    across, top, count = len(tops) - LANES, NOTHING, 0
+    for k in range(across, len(tops)):
         top = max(top, tops[k])
-    floor, count = NOTHING, 0  # the largest cosine is at least floor
-    for t in range(len(tops) - 8):
-        if tops[t] == top:
-            for i in range(t // 8 * CHUNK + t % 8, (t // 8 + 1) * CHUNK, 8):
+    floor = NOTHING  # the largest upper bound, of those that may be it, is at least floor
+    for x in range(across):
+        if tops[x] == top:
+            for i in range(x, len(upper), across):
                 if upper[i] == top:  # never where there is no token
-                    floor = max(floor, upper[i] - 2 * margin[b, d, i] - own)
+                    floor = max(floor, top - margin[i] - margin[i] - own - own)
             break
-    for t in range(len(tops) - 8):
-        if tops[t] + own >= floor:
-            for i in range(t // 8 * CHUNK + t % 8, (t // 8 + 1) * CHUNK, 8):
-                if upper[i] + own >= floor:
+    for x in range(across):
+        if tops[x] >= floor:
+            for i in range(x, len(upper), across):
+                if upper[i] >= floor:
                     if count == KEPT:
                         return KEPT + 1
                     candidates[count], bounds[count] = i, upper[i] + own
@@ -94,43 +95,37 @@ def row_candidates(buffers, margin, b, d, own):
     return count
 
 
-@kernel(forceinline=True)
-def pair_place(t):
-    """Where the row t places from the middle one stands in a table of addresses: 0, -1, 1, -2, 2, ..."""
-    return 2 * t if t >= 0 else -2 * t - 1
-
-
-@kernel(forceinline=True)
-def note_rival(buffers, margin, b, d, m, own):
+@kernel(forceinline=True, _nrt=False)
+def note_rival(buffers, margin, d, m, own):
     """Puts token m on the lists of the columns that it may be the nearest of, and raises their `best`."""
-    best, counts, upper, marks = buffers.best, buffers.rival_counts, buffers.upper, buffers.marks
-    rivals, bounds = buffers.rivals, buffers.rival_bounds
+    best, counts, upper, marks = buffers.best[d], buffers.rival_counts[d], buffers.upper, buffers.marks
     for chunk in range(len(marks)):
         bits = np.uint64(marks[chunk])
         while bits:
             i = chunk * CHUNK + np.int64(trailing_zeros(bits))  # type: ignore[call-arg]
             bits &= bits - np.uint64(1)
-            count = counts[d, i]
+            count = counts[i]
             if count > KEPT:
                 continue
-            best[d, i] = max(best[d, i], upper[i] - own - 2 * margin[b, d, i])
+            best[i] = max(best[i], upper[i] - own - margin[i] - margin[i])
+            rivals, bounds = buffers.rivals[d, i], buffers.rival_bounds[d, i]
             if count == KEPT:  # what has been overtaken makes room
                 count = 0
                 for t in range(KEPT):
-                    if bounds[d, i, t] >= best[d, i]:
-                        rivals[d, i, count], bounds[d, i, count] = rivals[d, i, t], bounds[d, i, t]
+                    if bounds[t] >= best[i]:
+                        rivals[count], bounds[count] = rivals[t], bounds[t]
                         count += 1
             if count < KEPT:
-                rivals[d, i, count], bounds[d, i, count] = m, upper[i] + own
-            counts[d, i] = count + 1
+                rivals[count], bounds[count] = m, upper[i] + own
+            counts[i] = count + 1
 
 
-@kernel(forceinline=True)
+@kernel(forceinline=True, _nrt=False)
 def resolve_row(images, a, b, d, m, grid, buffers, tolerance, to_b):
     """The squared distance of token m of image a to its nearest in b; the number of distances that it took."""
-    own, margin, upper = images.row_margin[a, d, m], images.column_margin, buffers.upper
+    own, margin, upper = images.row_margin[a, d, m], images.column_margin[b, d], buffers.upper
     candidates, bounds, winner = buffers.candidates, buffers.bounds, buffers.winner
-    count = row_candidates(buffers, margin, b, d, own)
+    count = row_candidates(buffers, margin, own)
     if count > KEPT:
         to_b[d, m], winner[d, m] = nearest_of_all(images, a, m, b, d)
         return grid.H * grid.W
@@ -140,8 +135,8 @@ def resolve_row(images, a, b, d, m, grid, buffers, tolerance, to_b):
             if bounds[t] > bounds[k]:
                 k = t
         i = candidates[k]
-        square = 2 - 2 * (upper[i] - margin[b, d, i])
-        if square > 0 and own + margin[b, d, i] <= tolerance * np.sqrt(square):
+        square = TWO - TWO * (upper[i] - margin[i])
+        if square > 0 and own + margin[i] <= tolerance * np.sqrt(square):
             to_b[d, m], winner[d, m] = square, -1
             return 0
     for k in range(count):
@@ -151,74 +146,64 @@ def resolve_row(images, a, b, d, m, grid, buffers, tolerance, to_b):
     return found[2]
 
 
-@kernel
+@kernel(_nrt=False)
+def sum_neighbourhoods(y, x, count, grid, buffers, rows):
+    """`Buffers.sums`: sums of Gram rows over the neighbourhoods of a's tokens (y, x) to (y, x + count - 1).
+
+    rows: [2 widest + 1] int64, scratch: addresses of the patch rows around y.
+    """
+    W, w, gram, sums = grid.W, grid.widest, buffers.gram, buffers.sums
+    R, step, part = gram.shape[1], gram.strides[1], gram.shape[2] // LANES
+    for f in range(grid.H * grid.vectors):  # eight columns of b
+        panel = gram.ctypes.data + f // part * gram.strides[0] + f % part * 4 * LANES
+        at = 4 * (LANES + f // grid.vectors * grid.pitch + f % grid.vectors * LANES)
+        for t in range(-w, w + 1):
+            inside = 0 <= y + t < grid.H
+            rows[t + w] = panel + (y + t) * W % R * step if inside else buffers.zeros.ctypes.data
+        for d in range(len(grid.halves)):
+            h = grid.halves[d]
+            first, last = max(0, x - h), min(W, x + count + h)
+            # of the token (y, first - h), which may be one that is not asked for
+            out = sums.ctypes.data + d * sums.strides[0] + (2 * w + first - h - x) * sums.strides[1] + at
+            for t in range(w - h, w + h + 1):
+                rows[t] += first * step
+            sum_rows(h, rows.ctypes.data + 8 * (w - h), step, last - first, x + count + h - last, out, sums.strides[1])
+            for t in range(w - h, w + h + 1):
+                rows[t] -= first * step
+
+
+@kernel(_nrt=False)
 def score_rows(images, a, b, start, stop, grid, buffers, tolerance, to_b):
     """Squared distances of the tokens of the patch rows start..stop of a; what the columns may be nearest to is noted.
 
-    Their Gram rows, and those of the patch rows around them, are in `buffers.gram`. Every box sum is a sum of rows,
-    whose addresses are gathered first: of the middle one, then of pairs around it.
+    Their Gram rows, and those of the patch rows around them, are in `buffers.gram`.
     """
-    H, W, w, halves, n = grid.H, grid.W, grid.widest, grid.halves, len(grid.place)
-    first, scale, margins = images.first, images.row_scale, images.row_margin
-    D, R, around = len(halves), len(buffers.gram), buffers.over_y.shape[1]
-    gram, row, nothing = buffers.gram.ctypes.data, 4 * n, buffers.zeros.ctypes.data
-    over_y, guard = buffers.over_y.ctypes.data, 4 * w * (grid.pitch + 1)
-    over_x, over_columns = buffers.over_x.ctypes.data + guard, buffers.over_columns.ctypes.data + guard
-    # address tables: of rows to be added, of sums to be made, and of what `score` reads and makes
-    table = np.zeros((6 + 3 * D, max(6, 2 * w + 1)), np.int64)
-    at, size = table.ctypes.data, table.strides[0]
-    rows, base, step, outs, more, one = table[0], table[1], table[2], table[3], table[4], table[5]
-    for k in range(len(grid.wider)):
-        more[k] = halves[grid.wider[k]] - (halves[grid.wider[k - 1]] if k else 0)
-    one[1], one[2] = over_x, over_columns
-    for d in range(D):
-        for t in range(-halves[d], halves[d] + 1):
-            table[6 + d, pair_place(t)], table[6 + D + d, pair_place(t)] = (
-                over_x + 4 * t,
-                over_columns + 4 * grid.pitch * t,
-            )
-        arrays = table[6 + 2 * D + d]
-        arrays[0], arrays[1] = images.column_scale[b, d].ctypes.data, images.column_margin[b, d].ctypes.data
-        arrays[2], arrays[3] = buffers.best[d].ctypes.data, buffers.upper.ctypes.data
-        arrays[4], arrays[5] = buffers.marks.ctypes.data, buffers.tops.ctypes.data
+    D, w, sums = len(grid.halves), grid.widest, buffers.sums
+    rows, arrays = buffers.rows, buffers.arrays
+    for d in range(D):  # addresses of what `score` reads and makes
+        arrays[d, 0], arrays[d, 1] = images.column_scale[b, d].ctypes.data, images.column_margin[b, d].ctypes.data
+        arrays[d, 2], arrays[d, 3] = buffers.best[d].ctypes.data, buffers.upper.ctypes.data
+        arrays[d, 4], arrays[d, 5] = buffers.marks.ctypes.data, buffers.tops.ctypes.data
     done = 0
     for y in range(start, stop):
-        for t in range(-w, w + 1):  # Gram rows of the tokens (y + t, 0), and from one token to the next
-            k, inside = pair_place(t), 0 <= y + t < H
-            base[k] = gram + (y + t) * W % R * row if inside else nothing
-            step[k] = row if inside else 0
-        for x in range(-w, W):
-            ahead = x + w  # the token (y, ahead) is needed from now on
-            if w and ahead < W:
-                for k in range(2 * w + 1):
-                    rows[k] = base[k] + ahead * step[k]
-                for k in range(len(grid.wider)):
-                    outs[k] = over_y + (grid.wider[k] * around + ahead % around) * row
-                box_sums(n, at, at + 4 * size, at + 3 * size, len(grid.wider))
-            if x < 0:
-                continue
-            m = y * W + x
-            for d in range(D):
-                if first[a, d, m] != m:  # as the equal token
-                    continue
-                h, own, last = halves[d], margins[a, d, m], at
-                if h:
-                    for t in range(-h, h + 1):
-                        inside = 0 <= x + t < W
-                        rows[pair_place(t)] = over_y + (d * around + (x + t) % around) * row if inside else nothing
-                    one[0] = h
-                    box_sums(n, at, at + 5 * size, at + 5 * size + 8, 1)
-                    box_sums(n, at + (6 + d) * size, at + 5 * size, at + 5 * size + 16, 1)
-                    last = at + (6 + D + d) * size
-                else:
-                    rows[0] = base[0] + x * step[0]
-                score(n, last, h, at + (6 + 2 * D + d) * size, scale[a, d, m], own)
-                note_rival(buffers, images.column_margin, b, d, m, own)
-                done += resolve_row(images, a, b, d, m, grid, buffers, tolerance, to_b)
+        for x in range(0, grid.W, grid.some):
+            count = min(grid.some, grid.W - x)
+            sum_neighbourhoods(y, x, count, grid, buffers, rows)
+            for k in range(count):
+                m = y * grid.W + x + k
+                for d in range(D):
+                    if images.first[a, d, m] != m:  # as the equal token
+                        continue
+                    row = sums.ctypes.data + d * sums.strides[0] + (2 * w + k) * sums.strides[1] + 4 * LANES
+                    factor, own = images.row_scale[a, d, m], images.row_margin[a, d, m]
+                    at = arrays.ctypes.data + d * arrays.strides[0]
+                    score(grid.halves[d], row, grid.H, grid.vectors, 4 * grid.pitch, at, factor, own)
+                    note_rival(buffers, images.column_margin[b, d], d, m, own)
+                    done += resolve_row(images, a, b, d, m, grid, buffers, tolerance, to_b)
     return done
 
 
-@kernel
+@kernel(_nrt=False)
 def resolve_columns(images, a, b, grid, buffers, tolerance, to_b, to_a):
     """Squared distances [D, M] of b's tokens, after `score_rows` has seen all of a; the number that it took."""
     done = 0
@@ -249,7 +234,7 @@ def resolve_columns(images, a, b, grid, buffers, tolerance, to_b, to_a):
                 else:
                     rivals[kept], bounds[kept] = row, bounds[t]
                     kept += 1
-            square = 2 - 2 * (largest - margin)
+            square = TWO - TWO * (largest - margin)
             if tolerance > 0 and square > 0 and error <= tolerance * np.sqrt(square):
                 to_a[d, m] = square
                 continue
@@ -262,7 +247,7 @@ def resolve_columns(images, a, b, grid, buffers, tolerance, to_b, to_a):
     return done
 
 
-@kernel
+@kernel(_nrt=False)
 def compare(images, a, others, grid, buffers, tolerance, to_others, to_a):
     """Distances of image a's tokens to their nearest in each of k others, and of theirs: [k, D, M] each.
 

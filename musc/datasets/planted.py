@@ -1,0 +1,97 @@
+"""Photographs of textures, cut into crops, with a defect planted in each second one: real surfaces, known defects.
+
+The photographs are the caller's. scikit-image brings three that suit (brick, gravel, grass); this package needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from musc.datasets.base import Category, Sample
+from musc.errors import DataError
+
+CROP = 128  # pixels; a photograph gives 4 x 4 of them that do not overlap
+KINDS = ("line", "spot", "foreign texture", "smear", "shade")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is already in memory, as a data set's source."""
+
+    key: str
+    pixels: NDArray[np.uint8]
+
+    def __call__(self) -> Image.Image:
+        return Image.fromarray(self.pixels)
+
+
+def plant(
+    image: NDArray[np.float64], foreign: NDArray[np.float64], kind: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """One defect of a kind in KINDS on a grey `image` [S, S], 0 to 255, and its mask.
+
+    Example:
+        >>> grey = np.full((64, 64), 100.0)
+        >>> changed, mask = plant(grey, grey, KINDS.index("shade"), np.random.default_rng(0))
+        >>> changed[mask].mean(), (changed == grey)[~mask].all()
+        (55.00000000000001, True)
+    """
+    size = len(image)
+    y, x = np.mgrid[:size, :size]
+    cy, cx = rng.uniform(0.25 * size, 0.75 * size, 2)
+    mask = (y - cy) ** 2 + (x - cx) ** 2 < (size * rng.uniform(0.05, 0.11)) ** 2
+    if kind == 0:
+        canvas = Image.new("L", (size, size))
+        ImageDraw.Draw(canvas).line(list(rng.uniform(0.15 * size, 0.85 * size, 4)), fill=255, width=2)
+        mask = np.asarray(canvas) > 0
+        changed = np.full_like(image, rng.choice([30.0, 230.0]))
+    elif kind == 1:
+        changed = np.full_like(image, rng.choice([25.0, 235.0]))
+    elif kind == 2:
+        changed = foreign - foreign.mean() + image.mean()
+    elif kind == 3:
+        changed = ndimage.gaussian_filter(image, 5)
+    else:
+        changed = image * 0.55
+    return np.clip(np.where(mask, changed, image), 0, 255), mask
+
+
+def texture(photographs: Mapping[str, NDArray[np.uint8]], name: str) -> Category:
+    """Sixteen crops of one grey photograph, a defect planted in each second one; the others lend foreign texture.
+
+    photographs: at least two, [H, W] each, of 4 CROP pixels or more a side. Which defect and where is drawn anew, and
+    alike, from the photograph's place among them. Raises DataError where a photograph is smaller, or alone.
+
+    Example:
+        >>> grey = np.random.default_rng(0).integers(0, 255, (512, 512), dtype=np.uint8)
+        >>> sand = texture({"sand": grey, "dust": grey.T}, "sand")
+        >>> len(sand), sum(sample.label for sample in sand), sand.samples[1].defect
+        (16, 8, 'line')
+    """
+    names = list(photographs)
+    if len(names) < 2:
+        raise DataError("a foreign texture needs a second photograph: give at least two.")
+    for known, picture in photographs.items():
+        if picture.ndim != 2 or min(picture.shape) < 4 * CROP:
+            raise DataError(f"{known} is {list(picture.shape)}: give grey photographs of {4 * CROP} pixels a side.")
+    rng = np.random.default_rng(names.index(name))
+    others = [n for n in names if n != name]
+    samples = []
+    for number in range(16):
+        row, column = divmod(number, 4)
+        window = np.s_[row * CROP : (row + 1) * CROP, column * CROP : (column + 1) * CROP]
+        image, mask, kind = photographs[name][window].astype(float), None, "good"
+        if number % 2:
+            other = photographs[others[int(rng.integers(len(others)))]][window].astype(float)
+            kind = KINDS[number // 2 % len(KINDS)]
+            image, changed = plant(image, other, KINDS.index(kind), rng)
+            mask = Picture(f"{name}/{number}/mask", changed.astype(np.uint8) * 255)
+        crop = Picture(f"{name}/{number}", np.repeat(image.astype(np.uint8)[..., None], 3, 2))
+        samples.append(Sample(f"{number:03}.png", crop, number % 2, kind, mask))
+    return Category("skimage", name, tuple(samples))

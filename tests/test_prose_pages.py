@@ -1,0 +1,124 @@
+"""Sentences of the book's prose pages that judge: each is made here from its numbers, and looked up on the page."""
+
+import re
+
+import pandas as pd
+import pytest
+
+from benchmarks.decisions import rates
+from musc.reproduce import paper
+from musc.verdicts import verdict
+from tools.notebooks import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def stands(page, sentence):
+    text = " ".join((ROOT / "book" / f"{page}.md").read_text(encoding="utf-8").split())
+    assert " ".join(sentence.text.split()) in text
+
+
+def read(what, keys):
+    return pd.read_csv(RESULTS / f"decisions_{what}.csv").set_index(keys)
+
+
+def test_what_rscin_gives_other_methods():
+    table = read("gain", "category")
+    mean = table.loc["mean"]
+    each = table.drop("mean")
+    falls = {m: int((each[f"{m} with"] < each[f"{m} without"]).sum()) for m in ("SPADE", "PatchCore")}
+    stands(
+        "plugin",
+        verdict(
+            f"The mean goes from {mean['SPADE without']} to {mean['SPADE with']} for SPADE and from "
+            f"{mean['PatchCore without']} to {mean['PatchCore with']} for PatchCore: with this network RsCIN gives "
+            f"next to nothing, and takes some on {falls['SPADE']} and {falls['PatchCore']} of the {len(each)} "
+            "categories.",
+            mean["SPADE with"] < mean["SPADE without"],
+            mean["PatchCore with"] - mean["PatchCore without"] < 1,
+            min(falls.values()) > 0,
+        ),
+    )
+
+
+def test_what_the_paper_prints_for_the_same_methods():
+    table = paper.table(11).query("metric == 'image_auroc' and dataset == 'mvtec_ad'")
+    a, b, c, d = (
+        table.query("method == @m and rscin == @r")["value"].item()
+        for m in ("SPADE", "PatchCore")
+        for r in ("without", "with")
+    )
+    stands("plugin", verdict(f"on MVTec AD, {a} to {b} and {c} to {d}, with the class tokens of CLIP", b > a, d > c))
+    methods = table["method"].nunique()
+    settings = len(
+        paper.table(11).query("metric == 'image_auroc' and rscin == 'with'")[["method", "setting"]].drop_duplicates()
+    )
+    assert (methods, settings) == (7, 10)  # "seven other methods in ten settings"
+
+
+def test_what_thresholds_without_labels_miss():
+    keys = ["normal scores", "images", "threshold"]
+    alarms, misses = read("false_alarms", keys), read("misses", keys)
+    tail = {m: alarms.loc[("log-Gumbel, spread 0.15", 150, m), "all normal"] for m in ("robust", "mixture")}
+    stands(
+        "plugin",
+        verdict(
+            f"of 150 normal images `robust` flags {tail['robust']} % and `mixture` {tail['mixture']} %, where 1 % was "
+            "aimed at.",
+            min(tail.values()) > 5,
+        ),
+    )
+    few = {m: misses.loc[("log-normal, spread 0.15", 40, m)] for m in tail}
+    many = {m: misses.loc[("log-normal, spread 0.15", 150, m), "50 % anomalous"] for m in tail}
+    tenth, half = "10 % anomalous", "50 % anomalous"
+    stands(
+        "plugin",
+        verdict(
+            f"`robust` misses more as anomalies become many: of 40 log-normal scores {few['robust'][tenth]} % of them "
+            f"where a tenth is anomalous and {few['robust'][half]} % where half is, and `mixture` "
+            f"{few['mixture'][tenth]} % and {few['mixture'][half]} %. With 150 images both miss fewer, "
+            f"{many['robust']} % and {many['mixture']} % where half is anomalous. So where many parts are bad, or a "
+            "miss is dear, `mixture` is the better choice.",
+            few["robust"][half] > 1.5 * few["robust"][tenth],
+            few["mixture"][half] < few["robust"][half],
+            many["robust"] < few["robust"][half],
+            many["mixture"] < many["robust"],
+        ),
+    )
+    plain = alarms.drop(index="log-Gumbel, spread 0.15", level=0)[["all normal", tenth]].unstack()
+    apart = max((plain[share, "robust"] - plain[share, "mixture"]).abs().max() for share in ("all normal", tenth))
+    assert apart < 1  # "within one point of each other"
+
+
+@pytest.mark.parametrize("method", ["robust", "mixture"])
+def test_the_tables_are_of_the_present_thresholds(method, monkeypatch):
+    """Else: python -m benchmarks.decisions."""
+    monkeypatch.setattr("benchmarks.decisions.SEEDS", 60)
+    missed = rates("log-normal, spread 0.15", 40, method, 0.3)[1]
+    table = read("misses", ["normal scores", "images", "threshold"])
+    assert abs(missed - table.loc[("log-normal, spread 0.15", 40, method), "30 % anomalous"]) < 5
+
+
+def test_every_work_can_be_found():
+    """But for two of 2011 and 2012, whose addresses we could not check."""
+    text = (ROOT / "book" / "references.bib").read_text(encoding="utf-8")
+    entries = re.findall(r"^@\w+\{([^,]+),(.*?)^\}", text, re.M | re.S)
+    without = {key for key, body in entries if not re.search(r"^\s*(doi|url)\s*=", body, re.M)}
+    assert without == {"jiang2011sso", "wang2012selfdiffusion"}
+
+
+def test_the_card_prints_the_means_of_its_rows():
+    rows = pd.read_csv(ROOT / "pretraining" / "procedural_evaluation.csv")
+    card = (ROOT / "pretraining" / "procedural.md").read_text(encoding="utf-8")
+    for data, chosen in (
+        ("synthetic", rows[(rows["dataset"] == "synthetic") & (rows["category"] != "screw_random")]),
+        ("photographs", rows[rows["dataset"] == "skimage"]),
+    ):
+        means = chosen.groupby("method")[["image_auroc", "before_rscin", "pixel_auroc", "pixel_ap", "pro"]].mean()
+        for method in ("procedural", "untrained"):
+            printed = re.search(rf"^\| {data} \| {method} \|(.*)\|$", card, re.M)
+            assert printed
+            numbers = [float(cell) for cell in printed[1].split("|")]
+            assert numbers == pytest.approx(means.loc[method].tolist(), abs=6e-4)
+        trained, random = means.loc["procedural"], means.loc["untrained"]
+        assert (trained > random).all()  # "what it reaches"
