@@ -61,7 +61,9 @@ def main() -> None:
 def measure(name: str, size: int, kind: str, categories: list[Category]) -> dict[str, str]:
     """One row: means over the categories."""
     known = present(BACKBONES[name]) is not None
-    musc = MuSc(MuScConfig(name, None if known else "random", size, device="cpu", workers=0))
+    musc = MuSc(
+        MuScConfig(backbone=name, weights=None if known else "random", image_size=size, device="cpu", workers=0)
+    )
     musc.run(replace(categories[0], samples=categories[0].samples[-2:]))  # loads and compiles
     if not known:
         categories = categories[:1]

@@ -121,7 +121,7 @@ print(f"loop and lnamd.aggregate agree to 1e-12: {gap < 1e-12}")
 # Colours below are the first three principal components of the aggregated tokens: equal colour, similar token. Two defects,
 # the smallest of those that cover a whole patch and the largest, well inside of the image.
 
-# %% mystnb={"figure": {"caption": "Aggregated tokens as colours, around the defect (the outline on the image is the mask). Each picture has its own components: compare shapes, not hues.", "name": "fig-lnamd-pca"}, "image": {"alt": "Two rows, a small and a large defect; the tokens at degrees 1, 3, 5 and 9 grow smoother from left to right, and the spot of the small defect spreads into its surroundings."}}
+# %% mystnb={"figure": {"caption": "Aggregated tokens as colours; the outline on the image is the mask. Each picture has its own components: compare shapes, not hues. The coloured frame is the border, where windows reach into the zeros.", "name": "fig-lnamd-pca"}, "image": {"alt": "Two rows, a small and a large defect; the tokens at degrees 1, 3, 5 and 9 grow smoother from left to right within a coloured frame. The large defect is a spot of its own colour at every degree, the small one a faint trace that is lost."}}
 masks = figures.masks_at(features.samples, size)
 side = size // grid[0]  # of a patch, in pixels
 patches = masks.sum(axis=(1, 2)) / side**2
@@ -442,7 +442,7 @@ verdict(
 # $$v(m) = \frac{u_1(m)}{\lVert u_1(m) \rVert} + \frac{u_3(m)}{\lVert u_3(m) \rVert} + \frac{u_5(m)}{\lVert u_5(m) \rVert} ,$$
 #
 # score with $v / \lVert v \rVert$ at one stage, and compare with the mean of three scores. Then leave the three norms out,
-# $u_1 + u_3 + u_5$: what kernel over the neighbourhood is that, and which term rules it?
+# $u_1 + u_3 + u_5$: what kernel over the neighbourhood is that?
 # ```
 #
 # ````{solution-start} ex-lnamd-kernel
@@ -486,12 +486,12 @@ ap = measured["ap"]
         abs(ap["mean of three scores"] - ap["v, three unit tokens"]) < 10,
     )
     + verdict(
-        f"Without the norms it is {ap['u_1 + u_3 + u_5']:.1f}, near to {ap['u_5 alone']:.1f} of $u_5$ "
-        "alone: the sum weighs the centre 3, the ring around it 2 and the outer ring 1, and the "
-        "outer ring has 16 of 25 patches, so the large window rules. That is why each degree is "
-        "normalised by itself.",
-        abs(ap["u_1 + u_3 + u_5"] - ap["u_5 alone"])
-        < abs(ap["u_1 + u_3 + u_5"] - ap["mean of three scores"]),
+        f"Without the norms it is {ap['u_1 + u_3 + u_5']:.1f}. The sum weighs the centre 3, the "
+        "ring around it 2 and the outer ring 1: a soft window, better than the flat one of $u_5$ "
+        f"alone with {ap['u_5 alone']:.1f} and nearer to the three scores.",
+        ap["u_1 + u_3 + u_5"] > ap["u_5 alone"],
+        abs(ap["u_1 + u_3 + u_5"] - ap["mean of three scores"])
+        < abs(ap["u_1 + u_3 + u_5"] - ap["u_5 alone"]),
     )
 )
 
@@ -505,7 +505,7 @@ ap = measured["ap"]
 #
 # - LNAMD replaces each token by the mean over $r \times r$ patches, after a joint LayerNorm and before an L2 norm.
 # - Small degrees keep small defects; large degrees steady the background and favour defects that fill their window. The
-#   mean of the three is never far from the best.
+#   mean of the three lies between.
 # - Each degree is scored by itself, and the scores are averaged.
 #
 # **What next**: [MSM](03_msm.ipynb), where these tokens are compared across images.

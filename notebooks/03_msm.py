@@ -304,6 +304,8 @@ verdict(
 #
 # The same distances, reduced in five ways. Nothing is computed again: one array serves all ablations of the interval
 # (Tab. 4, 10).
+# These are all images of the product at the backbone's own input size, so the row 0 to 30 % is what
+# [the network's card](../book/embedded.md) has for screws before RsCIN.
 
 # %% mystnb={"figure": {"caption": "One defective image under five intervals, all stages and degrees, on one scale. The outline is the true defect.", "name": "fig-msm-intervals"}, "image": {"alt": "Five anomaly maps of one screw; the whole map grows brighter as the interval takes in farther images."}}
 intervals = [(0, 0.05), (0, 0.3), (0, 0.6), (0, 1), (0.3, 1)]

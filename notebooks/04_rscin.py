@@ -226,6 +226,7 @@ verdict(
 #
 # Two numbers say what RsCIN can do here: how often another image in the window has the image's own label, beside how often
 # a random image would; and the image metrics without and with it.
+# These are all images of the product at the backbone's own input size, as on [the network's card](../book/embedded.md).
 
 # %%
 N = len(result)

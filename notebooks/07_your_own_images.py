@@ -225,8 +225,10 @@ def attempt(what, action):
     print(f"{what}\n    {str(said).replace(str(here), '...')}")
 
 
-attempt("no such folder", lambda: score_folder(here / "photos"))
-attempt("a single image", lambda: score_folder(alone))
+attempt(
+    "no such folder", lambda: score_folder(here / "photos", backbone=backbone)
+)
+attempt("a single image", lambda: score_folder(alone, backbone=backbone))
 attempt("an even degree", lambda: MuScConfig(degrees=(2,)))
 attempt("a wrong word", lambda: MuScConfig(precision="float8"))
 attempt(

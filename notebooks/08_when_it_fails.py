@@ -291,6 +291,7 @@ for image, where, colour, marker, name in (
     values = mean_distance[image, :, where].sort().values
     ax.plot(rank, values, marker=marker, ms=4, color=colour, label=name)
 ax.axvspan(0.5, int(0.3 * (len(rows) - 1)) + 0.5, color="0.5", alpha=0.15, lw=0)
+ax.set_xticks(rank[::3])
 ax.set_xlabel("rank of the other image (grey: the 30 % of Eq. 2)")
 ax.set_ylabel("distance, mean over\nstages and degrees")
 ax.set_ylim(0, None)
@@ -458,7 +459,7 @@ disturbed = pd.DataFrame(records, columns=["way", "at", "seed", "auroc"])
 by_strength = disturbed.pivot_table(index="way", columns="at", values="auroc")
 by_strength.round(2)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Image AUROC when every image is shifted, or lit from the side, at random; strength as a share of the picture's width, or of its brightness. Mean over the seeds, from the lowest to the highest of them in the band. Dashed: only patches within one patch of the same place are compared.", "name": "fig-fails-shift"}, "image": {"alt": "Left, the curve over the shift falls from above 0.9 to about one half, with and without a position window; right, the curve over the light falls far less."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Image AUROC when every image is shifted, or lit from the side, at random; strength as a share of the picture's width, or of its brightness. Mean over the seeds, from the lowest to the highest of them in the band. Dashed: only patches within one patch of the same place are compared.", "name": "fig-fails-shift"}, "image": {"alt": "Left, the curve over the shift falls from above 0.9 to below 0.65, with a position window no less; right, the curve over the light falls far less."}}
 figure, axes = plt.subplots(
     1, 2, figsize=(8, 3), sharey=True, layout="constrained"
 )
@@ -496,7 +497,7 @@ verdict(
     shift[0.0] > shift[0.02] > shift[0.1],
     shift[0.1] < shift[0.0] - 0.1,
     light[0.2] > shift[0.2] + 0.1,
-    abs(by_strength.loc["shift, window 1"][0.1] - shift[0.1]) < 0.15,
+    (by_strength.loc["shift, window 1"] - shift).max() < 0.02,
 )
 
 # %% [markdown]
@@ -542,7 +543,7 @@ contrast = (highest["swapped"] / highest["normal"]).unstack()
 print("score of the swapped board / highest score of a normal one")
 contrast.round(2)
 
-# %% mystnb={"figure": {"caption": "The board with the wrong part (outlined) and a normal one: plain maps, and with a window of one patch. One colour scale.", "name": "fig-fails-window"}, "image": {"alt": "Two boards; the plain map shows nothing at the wrong part, in the windowed map it is the brightest spot of both."}}
+# %% mystnb={"figure": {"caption": "The board with the wrong part (outlined) and a normal one: plain maps, and with a window of one patch. One colour scale.", "name": "fig-fails-window"}, "image": {"alt": "Two boards; the plain map is hardly brighter at the wrong part than elsewhere, in the windowed map it is the brightest spot of both."}}
 masks = figures.masks_at(boards, 224)
 shown = [len(boards) - 1, 0]
 figures.panels(
@@ -564,12 +565,12 @@ verdict(
     f"With windows of one or two patches the board stands out, {ratio[1.0]:.2f} and"
     f" {ratio[2.0]:.2f} times the highest normal score on average. With four it hardly"
     f" does, {ratio[4.0]:.2f}: the next capacitor is less than five patches away, and"
-    f" vouches again. Without a window it is not seen, {ratio[np.inf]:.2f}. So take the"
+    f" vouches again. Without a window it is hardly seen, {ratio[np.inf]:.2f}. So take the"
     " window a little wider than parts move, and narrower than equal parts are apart.",
     ratio[1.0] > 1.3,
     ratio[2.0] > 1.2,
     ratio[4.0] < ratio[2.0] - 0.1,
-    ratio[np.inf] < 1.05,
+    ratio[np.inf] < 1.1,
 )
 
 # %% [markdown]
@@ -613,7 +614,7 @@ verdict(
     cut.mean() > 1,
 )
 
-# %% mystnb={"figure": {"caption": "A plate of 640 pixels with a spot of nine, and a normal one; the map of the squashed image, and of 4 x 4 tiles. Each row has its own scale: bright is the row's largest value.", "name": "fig-fails-tiles"}, "image": {"alt": "In the tiled map of the spotted plate the outlined spot is bright; the squashed map shows none there."}}
+# %% mystnb={"figure": {"caption": "A plate of 640 pixels with a spot of nine, and a normal one; the map of the squashed image, and of 4 x 4 tiles. Each row has its own scale: bright is the row's largest value.", "name": "fig-fails-tiles"}, "image": {"alt": "In the tiled map of the spotted plate the outlined spot is the brightest place; the squashed map is as bright in several others."}}
 shown = [len(plates) - 1, 0]
 photographs = [np.asarray(read_image(files[i])) for i in shown]
 mask = np.asarray(read_image(plates[-1].mask))[..., 0] > 0

@@ -122,3 +122,15 @@ def test_the_card_prints_the_means_of_its_rows():
             assert numbers == pytest.approx(means.loc[method].tolist(), abs=6e-4)
         trained, random = means.loc["procedural"], means.loc["untrained"]
         assert (trained > random).all()  # "what it reaches"
+
+
+def test_magnetic_tiles_need_a_network_of_photographs():
+    rows = pd.read_csv(ROOT / "pretraining" / "procedural_evaluation.csv")
+    tiles = rows[rows["dataset"] == "magnetic_tile"].set_index("method")["pixel_ap"]
+    found = verdict(
+        f"the embedded network has a pixel AP of {tiles['procedural']:.3f}, and DeiT-Tiny, a small network of "
+        f"photographs, {tiles['DeiT-Tiny']:.3f}",
+        tiles["DeiT-Tiny"] > 3 * tiles["procedural"],
+    )
+    chapter = (ROOT / "notebooks" / "19_real_photographs.py").read_text(encoding="utf-8").replace("\n#", "")
+    assert found.text in " ".join(chapter.split())

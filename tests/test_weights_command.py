@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from plain_onnx import (
@@ -437,7 +438,9 @@ def test_results_say_which_network_it_was(wheel, folder, photos, tmp_path, capsy
     assert MuSc(config).config.backbone == NAME
     assert MuSc(config, backbone=load_backbone("procedural")).config.backbone == "procedural"
     assert score_folder(photos, device="cpu", workers=0).config.backbone == NAME
-    assert found["fingerprint"] == MuSc(MuScConfig(NAME, device="cpu", workers=0)).fingerprint(as_category(photos))
+    assert found["fingerprint"] == MuSc(MuScConfig(backbone=NAME, device="cpu", workers=0)).fingerprint(
+        as_category(photos)
+    )
 
 
 def test_the_line_is_said_once_by_the_command(photos, tmp_path):
@@ -450,6 +453,18 @@ def test_the_line_is_said_once_by_the_command(photos, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the embedded network is used") == 1
     assert done.stdout.count("network: procedural") == 2
+
+
+def test_what_the_page_says_of_input_sizes_is_what_was_measured():
+    table = pd.read_csv(Path(__file__).parents[1] / "benchmarks/results/input_size.csv")
+    table = table[table["data"] == "photographs"].set_index(["network", "pixels"])
+    focus, embedded = table.loc[NAME], table.loc["procedural"]
+    assert focus["pixel AP"].min() > 3 * embedded["pixel AP"].max()
+    assert focus["image AUROC"].idxmax() == focus["pixel AP"].idxmax() == 224
+    assert focus["PRO"].idxmax() == 392
+    cost = focus["network (s)"] + focus["scoring (s)"]
+    assert 1 / 3 < cost[BACKBONES[NAME].image_size] / cost[392] < 0.4
+    assert set(table["images"]) == {44}
 
 
 # ------------------------------------------------------------------------------------------------ the real one
@@ -467,7 +482,7 @@ def test_focus_on_every_fourth_magnetic_tile(shared, own_weights):
         pytest.skip(f"no weights of {NAME} on this machine: musc weights {NAME}")
     tiles = load_category("mvtec_ad", shared / "data" / "magnetic_tile", "tile")
     tiles = replace(tiles, samples=tiles.samples[::4])
-    result = MuSc(MuScConfig(NAME, image_size=280, device="cpu")).run(tiles)
+    result = MuSc(MuScConfig(backbone=NAME, image_size=280, device="cpu")).run(tiles)
     assert len(result) == 88
     assert result.metrics["image"]["auroc"] == pytest.approx(0.83, abs=0.01)
     assert result.metrics["pixel_clean"]["ap"] == pytest.approx(0.61, abs=0.01)
