@@ -64,7 +64,8 @@ def run(x, degrees=(1, 3), *, references=None, grid=GRID, block=None, pool=None,
     out = torch.empty(len(degrees), len(x), plan.J, x.shape[1]) if out is None else out
     out.fill_(-1)
     done = []
-    gpu.stage_distances(Job(pool_images.__getitem__, plan, degrees, grid, None, done.append, block), out, tile)
+    job = Job(pool_images.__getitem__, plan, degrees, grid, lambda images, slots, found: None, done.append, block)
+    gpu.stage_distances(job, out, tile)
     assert sum(done) == len(plan.pairs())
     return out
 
