@@ -202,7 +202,7 @@ def _check_numbers(data: bytes) -> None:
     """Every length must be there, and no place be numbered beyond what the file can fill: the reader would make room
     for what a damaged file claims."""
     for opcode, argument, _ in pickletools.genops(data):
-        if "PUT" in opcode.name and int(argument) > len(data):
+        if "PUT" in opcode.name and int(argument or 0) > len(data):
             raise DataError(f"is damaged: it numbers a place {argument} in {len(data)} bytes.")
 
 
