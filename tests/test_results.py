@@ -13,7 +13,7 @@ import pytest
 from musc.config import MuScConfig
 from musc.datasets.base import Sample, Skipped
 from musc.errors import ResultError
-from musc.results import MuScResult, folders, pictures, result_folder
+from musc.results import MuScResult, pictures, result_folder
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def failing(monkeypatch):
             ):
                 for name in names:
                     patch.setattr(module, name, counted(name, getattr(module, name)))
-            patch.setattr(folders, "_at_work", set())  # a process that is killed forgets what it was at
+            patch.setattr(saving, "_at_work", set())  # a process that is killed forgets what it was at
             yield calls
 
     return start
