@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 
+from musc import saving
 from musc.config import MuScConfig
 from musc.datasets.base import Sample, Skipped
 from musc.errors import ResultError
