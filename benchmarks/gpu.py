@@ -23,7 +23,7 @@ from musc.engines import blocked, gpu
 from musc.engines.gpu import tiles
 from musc.engines.gpu.tiles import Tile
 from musc.engines.gpu.tokens import Held
-from musc.engines.pairs import plan_pool
+from musc.engines.pairs import Distances, Job, Plan, Write, plan_pool
 
 DEGREES = (1, 3, 5)
 HOPPER = Tile()
@@ -92,13 +92,18 @@ def near_ties(N: int, side: int, C: int, apart: float) -> torch.Tensor:
     return tokens + apart * torch.randn_like(tokens) + 0.2 * torch.randn(N, 1, C, device="cuda")
 
 
+def job(tokens: torch.Tensor, plan: Plan, side: int, write: Write = lambda images, slots, found: None) -> Job:
+    """What an engine is to do with tokens [N, side^2, C]."""
+    return Job(tokens.__getitem__, plan, DEGREES, (side, side), write, lambda n: None)
+
+
 def furthest_off(tokens: torch.Tensor, tile: Tile | None = None) -> float:
     """The largest difference of a distance from float64's, over all pairs and degrees; infinite where one is NaN."""
     N, M, _ = tokens.shape
     side = int(M**0.5)
     plan, worst = plan_pool(N), 0.0
     out = torch.full((len(DEGREES), N, N - 1, M), float("nan"), device="cuda")
-    gpu.stage_distances(lambda p: tokens[p], plan, DEGREES, (side, side), None, out, lambda n: None, tile)
+    gpu.stage_distances(job(tokens, plan, side), out, tile)
     for d, degree in enumerate(DEGREES):
         unit = lnamd.aggregate(tokens.double(), degree)
         for i, p in plan.pairs():
@@ -271,19 +276,17 @@ def any_device(N: int, side: int, C: int) -> list[dict[str, Any]]:
     tokens, plan = smooth_tokens(N, side, C), plan_pool(N)
     out = torch.empty(len(DEGREES), N, N - 1, side * side, device="cuda")
 
-    def write(i: int, slot: int, distances: torch.Tensor) -> None:
-        out[:, i, slot] = distances
+    def write(images: list[int], slots: list[int], distances: Distances) -> None:
+        out[:, images, slots] = torch.as_tensor(distances)
 
     def plain(many: int = N) -> None:
         some = plan_pool(many)
-        blocked.stage_distances(lambda p: tokens[p], some, DEGREES, (side, side), None, write, lambda n: None)
+        blocked.stage_distances(job(tokens, some, side, write))
 
     plain(2)
     took, _, _ = wall(plain)
     was = out.clone()
-    ours, _, _ = wall(lambda: gpu.stage_distances(
-        lambda p: tokens[p], plan, DEGREES, (side, side), None, out, lambda n: None
-    ))  # fmt: skip
+    ours, _, _ = wall(lambda: gpu.stage_distances(job(tokens, plan, side), out))
     off = (was - out).abs().max().item()
     print(f"  N = {N}: any-device {took:.2f} s, this {ours:.3f} s, ratio {took / ours:.1f}, apart {off:.1e}")
     return [{"N": N, "plain_s": took, "ours_s": ours, "apart": off}]

@@ -7,9 +7,11 @@ import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from numbers import Integral
+from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from musc.errors import ConfigError
 
@@ -246,18 +248,45 @@ class MuScConfig:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> MuScConfig:
-        """The inverse of `to_dict`. Raises ConfigError on a name that is no setting."""
+        """The inverse of `to_dict`. Raises ConfigError on a name that is no setting, and a value of another kind."""
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(plain) - known):
             raise ConfigError(f"unknown settings {', '.join(unknown)}; the known ones are {', '.join(sorted(known))}.")
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
         }
-        if "windows" in values:
+        if isinstance(values.get("windows"), tuple):
             values["windows"] = tuple(math.inf if k == "inf" else k for k in values["windows"])
         if values.get("position_window") == "inf":
             values["position_window"] = math.inf
+        hints = _hints()
+        for name, value in values.items():
+            if not _is_of(value, hints[name]):
+                raise ConfigError(f"{name} = {value!r}: that is no value of this setting; {_help(name)}.")
         return cls(**values)
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(MuScConfig)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of the kind that a setting's type names."""
+    kinds = get_args(hint)
+    if NoneType in kinds:
+        return value is None or _is_of(value, kinds[0])
+    if get_origin(hint) is tuple:
+        fixed = Ellipsis not in kinds
+        right = isinstance(value, tuple) and (not fixed or len(value) == len(kinds))
+        return right and all(_is_of(v, kinds[0]) for v in value)
+    if hint is str:
+        return isinstance(value, str)
+    return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+
+
+def _help(name: str) -> str:
+    return next(f.metadata["help"] for f in dataclasses.fields(MuScConfig) if f.name == name)
 
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(MuScConfig)}

@@ -280,11 +280,13 @@ def newcomer_distances(
     precision: str = "float32",
     block: int | None = None,
     position_window: float = math.inf,
+    checked: bool = False,
 ) -> tuple[Float[Tensor, "D P M"], Float[Tensor, "D P M"]]:
     """Distances between one new image and every image of a pool, both ways: P comparisons.
 
     Args:
         tokens, pool: raw patch tokens of one stage, [M, C] each. The others are as in `stage_distances`.
+        checked: the pool's tokens are known to be finite, as an earlier call has seen: only the new image's are read.
 
     Returns:
         [D, P, M], Eq. 1 of the new image's patches in each pool image, and the reverse, of each pool image's patches in
@@ -318,5 +320,7 @@ def newcomer_distances(
     def image(p: int) -> Tensor:
         return pool[p - 1] if p else tokens
 
-    engines.compare(image, Plan(slot, P + 1), degrees, grid, out, precision, block, position_window)
+    engines.compare(
+        image, Plan(slot, P + 1), degrees, grid, out, precision, block, position_window, False, 1 if checked else None
+    )
     return found[:, :P], found[:, P + 1 :]

@@ -5,6 +5,7 @@ A process of this file loads everything once and forks a child per command, whic
     {"command": [...], "cwd": "...", "step": k, "errno": n} the k-th change of a file or folder fails with this errno;
                                                             without "errno" the process is killed there
     {"command": [...], "cwd": "...", "largest": bytes}      no file may become larger (a disk that is full half-way)
+    {"command": [...], "cwd": "...", "times": n}            n processes at the same time
 and answers each with {"code": exit code (negative: a signal), "said": stderr, "steps": changes that were tried,
 "seconds": ...}. Changes are what Python's audit events report: below all of our code and all libraries' in Python.
 """
@@ -97,17 +98,19 @@ def child(orders, said, report):
 def run(orders):
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as report:
         begun = time.perf_counter()
-        pid = os.fork()
-        if pid == 0:
-            child(orders, said.fileno(), report.fileno())
+        pids = []
+        for _ in range(orders.get("times", 1)):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                child(orders, said.fileno(), report.fileno())
         if "after" in orders:
             time.sleep(orders["after"])
-            os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
+            os.kill(pids[0], signal.SIGKILL)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         seconds = time.perf_counter() - begun
         said.seek(0)
         report.seek(0)
-        code = os.waitstatus_to_exitcode(status)
+        code = next(filter(None, codes), 0)
         steps = int(report.read() or 0)
         return {"code": code, "said": said.read().decode(errors="replace"), "steps": steps, "seconds": seconds}
 

@@ -12,7 +12,7 @@ from triton.runtime import interpreter
 from musc import lnamd
 from musc.engines import gpu
 from musc.engines.gpu.tokens import Held
-from musc.engines.pairs import plan_pool
+from musc.engines.pairs import Job, plan_pool
 from musc.errors import ConfigError
 
 GRID = (5, 4)  # 20 patches and 24 channels: no multiples of the tile
@@ -64,7 +64,8 @@ def run(x, degrees=(1, 3), *, references=None, grid=GRID, block=None, pool=None,
     out = torch.empty(len(degrees), len(x), plan.J, x.shape[1]) if out is None else out
     out.fill_(-1)
     done = []
-    gpu.stage_distances(lambda p: pool_images[p], plan, degrees, grid, block, out, done.append, tile)
+    job = Job(pool_images.__getitem__, plan, degrees, grid, lambda images, slots, found: None, done.append, block)
+    gpu.stage_distances(job, out, tile)
     assert sum(done) == len(plan.pairs())
     return out
 

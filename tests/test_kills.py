@@ -2,6 +2,7 @@
 the error is clear, and the same command, given again, ends with the bytes of an undisturbed run."""
 
 import errno
+import os
 import random
 import shutil
 
@@ -191,3 +192,33 @@ def test_the_earlier_result_survives_a_full_disk(disturbed, workplaces, tmp_path
         seen.add(wanted.index(data(tmp_path / "r")))
         shutil.rmtree(tmp_path / "r")
     assert 0 in seen
+
+
+def test_a_clock_that_was_set_back_changes_nothing(disturbed, workplaces, tmp_path):
+    """Whatever is there comes from the future, and the pictures that replace others from the past: contents decide."""
+    place, whole, _ = workplaces["run"]
+    shutil.copytree(place, tmp_path / "r")
+    assert disturbed(COMMANDS["run"], tmp_path / "r")["code"] == 0
+    for path in (tmp_path / "r").rglob("*"):
+        os.utime(path, (4e9, 4e9))
+    answer = disturbed(COMMANDS["run"], tmp_path / "r")
+    assert "finished before" in answer["said"]
+    assert outputs(tmp_path / "r") == whole
+    first, last = (tmp_path / "r/photos" / name for name in ("0.png", "3.png"))
+    first.write_bytes(last.read_bytes())
+    os.utime(first, (1e9, 1e9))
+    answer = disturbed(COMMANDS["run"], tmp_path / "r")
+    assert answer["code"] == 0
+    assert "finished before" not in answer["said"]
+    name = "results/folder/photos/scores.csv"
+    assert outputs(tmp_path / "r")[name] != whole[name]
+
+
+def test_two_processes_with_one_out_and_one_cache(disturbed, workplaces, tmp_path):
+    """Started together: both end well, and what is there is what one alone leaves."""
+    place, whole, _ = workplaces["run"]
+    for n in range(2):
+        shutil.copytree(place, tmp_path / str(n))
+        answer = disturbed(COMMANDS["run"], tmp_path / str(n), times=2)
+        assert answer["code"] == 0, answer["said"]
+        assert outputs(tmp_path / str(n)) == whole

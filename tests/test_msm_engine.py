@@ -23,7 +23,7 @@ from musc.engines import cpu
 from musc.engines.cpu import compiled, compiling, products, search
 from musc.engines.cpu import image as preparation
 from musc.engines.cpu.layout import BufferPool, Layout
-from musc.engines.pairs import by_image, plan_pool
+from musc.engines.pairs import Job, by_image, plan_pool
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,6 +56,16 @@ def test_any_number_of_channels_and_patches(engine, grid, C):  # noqa: F811
     for d, degree in enumerate((1, 3)):
         expected = plain.distances(plain.aggregate(x, degree, grid))
         np.testing.assert_allclose(got[d], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("degrees", [(9, 1, 7), (1, 11)])
+@pytest.mark.parametrize("grid", [(2, 1), (6, 10)])
+def test_the_widest_neighbourhoods(engine, degrees, grid):  # noqa: F811
+    """The largest degree that the kernels sum, one beyond, and a grid that is smaller than either."""
+    x = tokens(3, grid)
+    expected = [plain.distances(plain.aggregate(x, degree, grid)) for degree in degrees]
+    # all of a small grid is one neighbourhood: its tokens are equal but for rounding, and small distances with them
+    np.testing.assert_allclose(msm.stage_distances(x, degrees, grid=grid), np.stack(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["AVX2", "AVX-512"])
@@ -184,8 +194,12 @@ def test_a_table_takes_rows_without_a_plain_way():
 def test_buffers_are_given_back_after_an_error(engine):  # noqa: F811
     """A pair that fails (here: nowhere to write) ends the call; the next call is not disturbed."""
     x = tokens(3)
-    with pytest.raises((RuntimeError, IndexError, TypeError)):
-        cpu.stage_distances(lambda p: x[p], plan_pool(3), (1,), GRID, None, None, lambda n: None)  # type: ignore
+
+    def nowhere(images, slots, found):
+        raise IndexError(slots)
+
+    with pytest.raises(IndexError):
+        cpu.stage_distances(Job(lambda p: x[p], plan_pool(3), (1,), GRID, nowhere, lambda n: None))
     assert torch.isfinite(msm.stage_distances(x, (1,), grid=GRID)).all()
 
 
@@ -340,6 +354,8 @@ def test_tokens_that_are_not_finite_are_named(engine, value, dtype):  # noqa: F8
         msm.mutual_scores([x[:2]], grid=GRID, references=[x])
     with pytest.raises(ValueError, match=r"^image 2"):
         msm.newcomer_distances(x[0], list(x[1:]), grid=GRID)
+    with pytest.raises(ValueError, match=r"^image 0"):  # a new image is never taken on trust
+        msm.newcomer_distances(x[2], list(x[:2]), grid=GRID, checked=True)
 
 
 def test_other_threads_keep_their_number_of_torch_threads(engine):  # noqa: F811
@@ -354,7 +370,7 @@ def test_other_threads_keep_their_number_of_torch_threads(engine):  # noqa: F811
     try:
         torch.set_num_threads(3)
         nothing = (lambda images, slots, found: seen.append(torch.get_num_threads())), (lambda count: None)
-        cpu.stage_distances(image, plan_pool(6), (1, 3), GRID, 2, *nothing)
+        cpu.stage_distances(Job(image, plan_pool(6), (1, 3), GRID, *nothing, block=2))
         assert set(seen) == {3}
         assert torch.get_num_threads() == 3
     finally:

@@ -10,10 +10,11 @@ import re
 import numpy as np
 import pytest
 
+from musc import saving
 from musc.config import MuScConfig
 from musc.datasets.base import Sample, Skipped
 from musc.errors import ResultError
-from musc.results import MuScResult, folders, pictures
+from musc.results import MuScResult, pictures, result_folder
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def failing(monkeypatch):
             ):
                 for name in names:
                     patch.setattr(module, name, counted(name, getattr(module, name)))
-            patch.setattr(folders, "_at_work", set())  # a process that is killed forgets what it was at
+            patch.setattr(saving, "_at_work", set())  # a process that is killed forgets what it was at
             yield calls
 
     return start
@@ -187,3 +188,21 @@ def test_overlays_share_one_scale(result, photos, tmp_path):
 def test_a_threshold_beyond_what_is_possible_is_said(result):
     assert "no score can reach it" in result.decide(2.5).note
     assert "no score can reach it" not in result.decide(1.5).note
+
+
+def test_folders_of_one_name_have_results_of_their_own(result, tmp_path):
+    """Also where another program's folder, or nobody's result, has the name; and each finds its own again."""
+    out, roots = tmp_path / "out", [tmp_path / line / "cups" for line in ("lineA", "lineB", "line C")]
+
+    def place(root):
+        return result_folder(out, "folder", "cups", root)
+
+    (out / "folder").mkdir(parents=True)
+    for root in roots:
+        dataclasses.replace(result, root=str(root)).save(place(root))
+    assert len({place(root) for root in roots}) == 3
+    for root in roots:
+        assert MuScResult.load(place(root)).root == str(root)
+    (out / "folder/plates").mkdir()
+    (out / "folder/plates/result.json").write_text('{"mine": 1}')
+    assert result_folder(out, "folder", "plates", tmp_path / "plates") != out / "folder/plates"

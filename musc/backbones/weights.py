@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -119,9 +121,20 @@ def _read(path: Path) -> Any:
             program = is_torchscript(archive)
         if program:
             return read_torchscript(path)
-    elif not head.startswith((b"\x80", b"\x8a")):
+        return torch.load(path, map_location="cpu", weights_only=True)
+    if not head.startswith((b"\x80", b"\x8a")):
         raise WeightsError(f"{path}: neither safetensors nor a torch file (it begins {head[:16]!r}).")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with _Bounded(path.open("rb", buffering=0)) as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which nobody reads more than there is: torch's unpickler would make room for whatever a number in a
+    damaged file claims."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(left if size is None or size < 0 else min(size, max(left, 0)))
 
 
 def fit(state: dict[str, Tensor], spec: BackboneSpec, network: nn.Module, path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from musc import lnamd
 from musc.engines import blocked, gpu, windowed
-from musc.engines.pairs import Plan
+from musc.engines.pairs import Job, Plan
 from musc.errors import ConfigError
 
 log = logging.getLogger(__name__)  # says which way was taken, and why
@@ -37,12 +37,13 @@ def compare(
     block: int | None,
     position_window: float,
     progress: bool = False,
+    new: int | None = None,
 ) -> None:
     """Fills out [D, N, J, M] by the engine that fits, which it logs; image(p): raw tokens of pool image p.
 
-    Raises ValueError where a token is not finite.
+    Raises ValueError where a token of the first `new` images is not finite (None: of all; others are known to be).
     """
-    for p in range(plan.P):
+    for p in range(plan.P if new is None else new):
         check_finite(image(p), p, plan.N)
     first = image(0)
     rows, cols = lnamd.square_grid(len(first), grid)
@@ -58,19 +59,19 @@ def compare(
             out[:, images, slots] = torch.as_tensor(distances).to(out.device, out.dtype)
 
     with tqdm(total=len(plan.pairs()), desc="pairs", unit="pair", disable=None if progress else True) as bar:
-        arguments = (image, plan, tuple(degrees), (rows, cols), block, write, bar.update)
+        job = Job(image, plan, tuple(degrees), (rows, cols), write, bar.update, block)
         if position_window < max(rows, cols) - 1:
             log.info("windowed: patches meet those near their own place only")
-            blocked.stage_distances(*arguments, nearest=windowed.within((rows, cols), position_window))
+            blocked.stage_distances(job, windowed.within((rows, cols), position_window))
         elif first.device.type == "cpu" and not exact:
             from musc.engines import cpu
 
-            cpu.stage_distances(*arguments, precision=precision)
+            cpu.stage_distances(job, precision)
         elif not exact and gpu.available(first.device, (rows, cols), first.shape[1], tuple(degrees)):
-            gpu.stage_distances(image, plan, tuple(degrees), (rows, cols), block, out, bar.update)
+            gpu.stage_distances(job, out)
         else:
             log.info("blocked: %s on %s", first.dtype, first.device)
-            blocked.stage_distances(*arguments)
+            blocked.stage_distances(job)
 
 
 def check_finite(tokens: Tensor, p: int, N: int) -> None:

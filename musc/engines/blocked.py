@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from musc import lnamd
-from musc.engines.pairs import Plan, Write
+from musc.engines.pairs import Job
 
 Nearest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -25,33 +25,20 @@ def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.vector_norm(a - b[to_b], dim=-1), torch.linalg.vector_norm(b - a[to_a], dim=-1)
 
 
-def stage_distances(
-    image: Callable[[int], Tensor],
-    plan: Plan,
-    degrees: Sequence[int],
-    grid: tuple[int, int],
-    block: int | None,
-    write: Write,
-    advance: Callable[[int], object],
-    nearest: Nearest = nearest,
-) -> None:
-    """Writes the distances of every ordered pair in `plan`; image(p): raw tokens of pool image p.
-
-    At most 2 `block` images are held in aggregated form. advance(n): n more pairs are done. nearest: which patches of
-    two images may meet (`windowed.within` restricts them).
-    """
+def stage_distances(job: Job, nearest: Nearest = nearest) -> None:
+    """Writes the distances of the job's pairs; nearest: which patches may meet (`windowed.within` restricts them)."""
 
     def aggregated(p: int) -> list[Tensor]:
-        tokens = image(p)[None]
+        tokens = job.image(p)[None]
         tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
-        return [lnamd.aggregate(tokens, degree, grid=grid)[0] for degree in degrees]
+        return [lnamd.aggregate(tokens, degree, grid=job.grid)[0] for degree in job.degrees]
 
     held: dict[int, list[Tensor]] = {}
-    for group in plan.blocks(block or 8):
+    for group in job.plan.blocks(job.block or 8):
         needed = {p for pair in group for p in pair}
         held = {p: held[p] if p in held else aggregated(p) for p in needed}
         for i, p in group:
             found = [nearest(a, b) for a, b in zip(held[i], held[p], strict=True)]
             forward, backward = (torch.stack(side) for side in zip(*found, strict=True))
-            plan.write(write, i, [p], forward[:, None], backward[:, None])
-            advance(1)
+            job.plan.write(job.write, i, [p], forward[:, None], backward[:, None])
+            job.advance(1)

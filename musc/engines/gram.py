@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from musc.engines.pairs import Plan, Write, by_image
+from musc.engines.pairs import Job, by_image
 
 COSINES = 1 << 22  # held at a time (16 MiB in float32), at least those of one pair
 HELD = 1 << 24  # numbers of aggregated tokens held, of at least 16 images
@@ -138,29 +138,20 @@ def nearest(cosine: Tensor, a: Images, b: Images, d: int, grid: tuple[int, int])
     return [to_b.view(k, M)[:, first_a], to_a.view(k, M).gather(1, first_b)]
 
 
-def stage_distances(
-    image: Callable[[int], Tensor],
-    plan: Plan,
-    degrees: Sequence[int],
-    grid: tuple[int, int],
-    block: int | None,
-    write: Write,
-    advance: Callable[[int], object],
-    stop: Callable[[], bool] = lambda: False,
-) -> set[tuple[int, int]]:
-    """Writes the distances of the pairs in `plan`, both ways, until `stop`; those that were done.
+def stage_distances(job: Job, stop: Callable[[], bool] = lambda: False) -> set[tuple[int, int]]:
+    """Writes the distances of the job's pairs, both ways, until `stop`; those that were done.
 
-    image(p): raw tokens of pool image p. At most 2 `block` images are held. advance(n): n more pairs are done. An image
-    meets several at a time, as many as `COSINES` has room for: operations on one small grid would take less time than
-    starting them.
+    An image meets several at a time, as many as `COSINES` has room for: operations on one small grid would take less
+    time than starting them.
     """
-    M, C = image(0).shape
+    plan, degrees, grid = job.plan, job.degrees, job.grid
+    M, C = job.image(0).shape
     held: dict[int, Images] = {}
     step = max(1, min(COSINES // M**2, plan.P))
     done: set[tuple[int, int]] = set()
-    for group in plan.blocks(block or max(8, HELD // (len(degrees) * M * C))):
+    for group in plan.blocks(job.block or max(8, HELD // (len(degrees) * M * C))):
         needed = sorted({p for pair in group for p in pair})
-        held = {p: held[p] if p in held else prepare(image(p), degrees, grid) for p in needed}
+        held = {p: held[p] if p in held else prepare(job.image(p), degrees, grid) for p in needed}
         every = Images(*map(torch.stack, zip(*held.values(), strict=True)))
         rooms = torch.empty(3, step * M**2, dtype=every.raw.dtype)  # once: fresh memory takes longer than work in it
         for i, others in by_image(group):
@@ -172,8 +163,8 @@ def stage_distances(
                 b = Images(*[f[at[0] : at[-1] + 1] if in_a_row else f[at] for f in every])
                 made = cosines(a, b, degrees, grid, rooms[:, : len(some) * M**2].view(3, -1, M, M).unbind())
                 found = [nearest(cosine, a, b, d, grid) for d, cosine in enumerate(made)]
-                plan.write(write, i, some, *map(torch.stack, zip(*found, strict=True)))
-                advance(len(some))
+                plan.write(job.write, i, some, *map(torch.stack, zip(*found, strict=True)))
+                job.advance(len(some))
                 done.update((i, p) for p in some)
                 if stop():
                     return done

@@ -73,6 +73,19 @@ class Plan:
         return self.slot.tolist()
 
 
+@dataclass(frozen=True)
+class Job:
+    """What an engine is to do: the distances of every pair in `plan`, both ways, at every degree."""
+
+    image: Callable[[int], Tensor]  # raw tokens [M, C] of pool image p
+    plan: Plan
+    degrees: tuple[int, ...]
+    grid: tuple[int, int]  # rows and columns, M of them
+    write: Write  # takes distances
+    advance: Callable[[int], object]  # takes a number: so many more pairs are done
+    block: int | None = None  # images that are held, at most twice as many; changes no distance
+
+
 def by_image(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, list[int]]]:
     """The pairs (i, p) as images i, each with all of its p: to be compared with many at a time."""
     out: dict[int, list[int]] = {}

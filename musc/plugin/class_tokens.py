@@ -6,9 +6,10 @@ The authors publish their class tokens as NumPy arrays inside a pickle, and a pi
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 import posixpath
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,10 @@ def read_class_tokens(source: Path | str) -> dict[str, ClassTokens]:
                 content = read_pickled_arrays(source)
     except FileNotFoundError as error:
         raise DataError(f"{source} is not there: name the file or result folder of the class tokens.") from error
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{source} cannot be read as class tokens ({error}).") from error
+    except DataError:
+        raise
+    except Exception as error:  # a damaged archive can fail in any way
+        raise DataError(f"{source} cannot be read as class tokens ({type(error).__name__}: {error}).") from error
 
     if isinstance(content, dict) and "class_tokens" not in content:
         return {str(key): ClassTokens(str(source), _as_tokens(v, f"{source}: {key}")) for key, v in content.items()}
@@ -110,8 +113,9 @@ def read_pickled_arrays(path: Path | str) -> Any:
         [[1.0, 0.0], [0.0, 1.0]]
     """
     try:
-        with Path(path).open("rb") as file:
-            return _thaw(_ArraysOnly(file).load())
+        data = Path(path).read_bytes()
+        _check_numbers(data)
+        return _thaw(_ArraysOnly(io.BytesIO(data)).load())
     except DataError as error:
         raise DataError(f"{path} {error}") from error
     except OSError:
@@ -194,6 +198,14 @@ class _ArraysOnly(pickle.Unpickler):
         return _STANDS_FOR[module, name]
 
 
+def _check_numbers(data: bytes) -> None:
+    """Every length must be there, and no place be numbered beyond what the file can fill: the reader would make room
+    for what a damaged file claims."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if "PUT" in opcode.name and int(argument or 0) > len(data):
+            raise DataError(f"is damaged: it numbers a place {argument} in {len(data)} bytes.")
+
+
 def _thaw(content: Any, known: dict[int, Any] | None = None) -> Any:
     """Plain containers and arrays. `known`: what became of every container, which a small file may name many times."""
     known = {} if known is None else known
@@ -227,8 +239,8 @@ def _from_result(folder: Path) -> ClassTokens:
             f"{folder} has no {Path(str(error.filename)).name}: name the result folder of one category, made with a "
             "backbone that has class tokens."
         ) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder} cannot be read as a result ({error}).") from error
+    except Exception as error:
+        raise DataError(f"{folder} cannot be read as a result ({type(error).__name__}: {error}).") from error
     if len(paths) != len(tokens):
         raise DataError(f"{folder} has {len(paths)} paths but {len(tokens)} class tokens: run it again.")
     return ClassTokens(str(folder), _as_tokens(tokens, str(folder)), unique_paths(tuple(paths), folder))

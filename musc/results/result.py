@@ -172,7 +172,9 @@ class MuScResult:
             raise ResultError(
                 f"{folder} holds no finished result: {error.filename} is missing. Run it again."
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except ResultError:
+            raise
+        except Exception as error:  # damaged JSON, CSV and arrays fail in many ways
             raise ResultError(f"{folder} cannot be read as a result ({error!r}): run it again.") from error
         if not len(result.paths) == len(result.anomaly_maps) == len(result.defects):
             raise ResultError(f"{folder}: {len(rows)} rows of scores.csv but {len(maps)} maps. Run it again.")

@@ -90,6 +90,7 @@ class MutualPool:
                 precision=c.precision,
                 block=c.block,
                 position_window=c.position_window,
+                checked=self.comparisons > 0,  # the references with the first image, all others when they came
             )
             for slot, p in enumerate(others):
                 there[p].append(to_pool[:, slot].clone())  # a copy each: dropping an image frees its memory

@@ -6,18 +6,18 @@ This module chooses: compiled kernels where they are at hand, and `gram` in torc
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 
 from musc.engines import gram
 from musc.engines.cpu import compiling
-from musc.engines.pairs import Plan, Write, plan_pool
+from musc.engines.pairs import Job, plan_pool
 
 log = logging.getLogger("musc.engines")
 COMPILING = 20.0  # seconds that the kernels take, about
+LARGEST = 9  # degree that the kernels sum
 TOLERANCE = 1e-3  # of distances where precision is not "float32"
 
 
@@ -37,49 +37,38 @@ def has_wide_products() -> bool:
     return products.has_wide_products()
 
 
-def stage_distances(
-    image: Callable[[int], Tensor],
-    plan: Plan,
-    degrees: Sequence[int],
-    grid: tuple[int, int],
-    block: int | None,
-    write: Write,
-    advance: Callable[[int], object],
-    precision: str = "float32",
-) -> None:
-    """Writes the distances of every ordered pair in `plan`; image(p): raw tokens of pool image p.
-
-    At most 2 `block` images are held.
-    """
-    if not has_integer_products():
-        log.info("gram: this processor has no AVX2")
-        gram.stage_distances(image, plan, degrees, grid, block, write, advance)
+def stage_distances(job: Job, precision: str = "float32") -> None:
+    """Writes the distances of the job's pairs, both ways."""
+    if not has_integer_products() or max(job.degrees) > LARGEST:
+        log.info("gram: %s", "a degree beyond the kernels'" if has_integer_products() else "this processor has no AVX2")
+        gram.stage_distances(job)
         return
     if not compiling.ready():
-        M, C = image(0).shape
-        seconds = len(plan.pairs()) * M * M * (4e-9 * len(degrees) + 2e-11 * C)  # about, by gram
+        M, C = job.image(0).shape
+        seconds = len(job.plan.pairs()) * M * M * (4e-9 * len(job.degrees) + 2e-11 * C)  # about, by gram
         compiling.compile_aside(patient=seconds < COMPILING)
         log.info("gram: the kernels are being compiled (%s)", compiling.folder())
-        plan = plan.without(gram.stage_distances(image, plan, degrees, grid, block, write, advance, compiling.ready))
-        if not plan.pairs():
+        done = gram.stage_distances(job, compiling.ready)
+        job = replace(job, plan=job.plan.without(done))
+        if not job.plan.pairs():
             return
-    _compiled(image, plan, degrees, grid, block, write, advance, precision)
+    compute(job, precision)
 
 
-def _compiled(image, plan, degrees, grid, block, write, advance, precision) -> None:
+def compute(job: Job, precision: str) -> None:
+    """`stage_distances` by the compiled kernels."""
     from musc.engines.cpu import compiled
     from musc.engines.cpu.layout import Layout
 
     tolerance = 0.0 if precision == "float32" else TOLERANCE
-    C = image(0).shape[1]
-    layout = Layout(grid[0], grid[1], C, tuple(degrees), has_wide_products(), None, tolerance)
-    compiled.stage_distances(image, plan, layout, block, write, advance)
+    layout = Layout(*job.grid, job.image(0).shape[1], job.degrees, has_wide_products(), None, tolerance)
+    compiled.stage_distances(job, layout)
 
 
 def compile_kernels() -> None:
     """Compiles every kernel by using it, and keeps the machine code for all later processes."""
     for C in (8, 300):
         tokens = torch.randn(2, 12, C, generator=torch.Generator().manual_seed(0))
-        nothing = (lambda images, slots, found: None), (lambda count: None)
-        _compiled(tokens.__getitem__, plan_pool(2), (1, 3, 5), (3, 4), None, *nothing, "float32")
+        nowhere = (lambda images, slots, found: None), (lambda count: None)
+        compute(Job(tokens.__getitem__, plan_pool(2), (1, 3, 5), (3, 4), *nowhere), "float32")
     compiling.finish()

@@ -28,24 +28,28 @@ def _total(builder, values):
 
 
 def _sum_rows(h):
-    """Of eight columns, sums over y and x of a's tokens: the x come one after the other, then some zeros."""
+    """Of 16 columns, sums over y and x of a's tokens: the x come one after the other, then some zeros."""
 
-    def sum_rows(typingctx, rows, step, count, beyond, out, stride):
+    def sum_rows(typingctx, rows, step, W, first, second, stride):
         return types.void(*[types.intp] * 6), codegen
 
     def codegen(context, builder, signature, args):
-        rows, step, count, beyond, out, stride = args
+        rows, step, W, *outs, stride = args
         columns = [load(builder, rows, 8 * k, I64) for k in range(2 * h + 1)]
-        window = [ZEROS] * (2 * h)
-        for number, inside in ((count, True), (beyond, False)):
+        window = [ZEROS] * (4 * h)  # of the first eight columns, then of the others
+        for number, inside in ((W, True), (I64(h), False)):
             loop = Loop(builder, number, window, "x")
-            new = ZEROS
-            if inside:
-                at = builder.mul(loop.at, step)
-                new = _total(builder, [load(builder, builder.add(column, at), 0, F32x8) for column in columns])
-            store(builder, _total(builder, [*loop.values, new]), builder.add(out, builder.mul(loop.at, stride)), 0)
-            window = loop.end([*loop.values, new][1:])
-            out = builder.add(out, builder.mul(count, stride))
+            at, to = builder.mul(loop.at, step), builder.mul(loop.at, stride)
+            window = []
+            for side, out in enumerate(outs):
+                new, places = ZEROS, [builder.add(column, at) for column in columns]
+                if inside:
+                    new = _total(builder, [load(builder, place, 4 * LANES * side, F32x8) for place in places])
+                known = [*loop.values[2 * h * side : 2 * h * (side + 1)], new]
+                store(builder, _total(builder, known), builder.add(out, to), 0)
+                window += known[1:]
+            window = loop.end(window)
+            outs = [builder.add(out, builder.mul(W, stride)) for out in outs]
         return context.get_dummy_value()
 
     return intrinsic(sum_rows)
@@ -55,22 +59,22 @@ _sum0, _sum1, _sum2, _sum3, _sum4 = (_sum_rows(h) for h in range(WIDEST + 1))
 
 
 @kernel(forceinline=True, _nrt=False)
-def sum_rows(h, rows, step, count, beyond, out, stride):
-    """Row out + k stride, k < count + beyond: of eight columns, the sum over the x from k - 2h to k, and over 2h + 1 y.
+def sum_rows(h, rows, step, W, first, second, stride):
+    """Of 16 columns, the sums over 2h + 1 y and the x from k - 2h to k, for k < W + h: one `stride` apart.
 
-    rows: address of [2h + 1] addresses, of x = 0 in patch rows y - h to y + h; step: bytes from one x to the next;
-    count: x that exist, all others are zeros. All are int64.
+    rows: address of [2h + 1] addresses, of x = 0 in patch rows y - h to y + h; step: bytes from one x to the next.
+    first, second: addresses of the sums of eight columns each for k = 0.
     """
     if h == 0:
-        _sum0(rows, step, count, beyond, out, stride)  # type: ignore[call-arg]
+        _sum0(rows, step, W, first, second, stride)  # type: ignore[call-arg]
     elif h == 1:
-        _sum1(rows, step, count, beyond, out, stride)  # type: ignore[call-arg]
+        _sum1(rows, step, W, first, second, stride)  # type: ignore[call-arg]
     elif h == 2:
-        _sum2(rows, step, count, beyond, out, stride)  # type: ignore[call-arg]
+        _sum2(rows, step, W, first, second, stride)  # type: ignore[call-arg]
     elif h == 3:
-        _sum3(rows, step, count, beyond, out, stride)  # type: ignore[call-arg]
+        _sum3(rows, step, W, first, second, stride)  # type: ignore[call-arg]
     else:
-        _sum4(rows, step, count, beyond, out, stride)  # type: ignore[call-arg]
+        _sum4(rows, step, W, first, second, stride)  # type: ignore[call-arg]
 
 
 def _score(h):
@@ -99,7 +103,8 @@ def _score(h):
         place = builder.add(builder.mul(inner.at, vectors), outer.at)
         at = builder.mul(place, I64(4 * LANES))
         of, doubt, known = (load(builder, builder.add(array, at), 0, F32x8) for array in (scale, margin, best))
-        most = builder.call(fma, [builder.fmul(_total(builder, window), factor), of, doubt])
+        total = _total(builder, window)
+        most = builder.call(fma, [builder.fmul(total, factor), of, doubt])
         store(builder, most, builder.add(upper, at), 0)
         bits = builder.bitcast(builder.fcmp_ordered(">=", builder.fadd(most, own), known), I8)
         builder.store(bits, builder.inttoptr(builder.add(marks, place), I8.as_pointer()))

@@ -15,7 +15,7 @@ from torch import Tensor
 from musc.engines.cpu import image as preparation
 from musc.engines.cpu import search
 from musc.engines.cpu.layout import POOL, Buffers, Layout
-from musc.engines.pairs import Plan, Write, by_image
+from musc.engines.pairs import Job, Plan, by_image
 
 log = logging.getLogger("musc.engines")  # says which way was taken
 HELD = 64 << 20  # bytes of prepared images; at least 16 images are held
@@ -123,20 +123,14 @@ def too_many_candidates(pool: WorkerPool, image: Callable[[int], Tensor], i: int
     return pool.compare(i, [p]).result()[2] > M * M // 16
 
 
-def stage_distances(
-    image: Callable[[int], Tensor],
-    plan: Plan,
-    layout: Layout,
-    block: int | None,
-    write: Write,
-    advance: Callable[[int], object],
-) -> None:
-    """Writes the distances of every ordered pair in `plan`; image(p): raw tokens of pool image p.
+def stage_distances(job: Job, layout: Layout) -> None:
+    """Writes the distances of the job's pairs, both ways.
 
-    At most 2 `block` images are held. Threads (torch.get_num_threads()) each compare one image with several. 8-bit
-    products are tried on the first pair, and taken if they pay.
+    Threads (torch.get_num_threads()) each compare one image with several. 8-bit products are tried on the first pair,
+    and taken if they pay.
     """
-    block = block or max(8, HELD // layout.bytes_per_image() // 2)
+    image, plan = job.image, job.plan
+    block = job.block or max(8, HELD // layout.bytes_per_image() // 2)
     threads, groups = torch.get_num_threads(), plan.blocks(block)
     open_choice = layout.C > NARROW and bool(groups[0])
     for tried in candidate_layouts(image, plan, layout) if open_choice else [layout]:
@@ -155,8 +149,8 @@ def stage_distances(
                 started = [(i, some, pool.compare(i, some)) for i, some in tasks]
                 for i, some, task in started:
                     to_others, to_i, _ = task.result()
-                    plan.write(write, i, some, to_others.swapaxes(0, 1), to_i.swapaxes(0, 1))  # [D, k, M] each
-                    advance(len(some))
+                    plan.write(job.write, i, some, to_others.swapaxes(0, 1), to_i.swapaxes(0, 1))  # [D, k, M] each
+                    job.advance(len(some))
             return
 
 

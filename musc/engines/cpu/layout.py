@@ -15,7 +15,6 @@ from musc.engines.cpu.products import COLS, COLS_WIDE, ROWS, SPAN
 
 KEPT = 48  # candidates of a token; with more it is compared with all
 CHUNK = 64  # columns whose marks fill an integer
-SUMS = 256 << 10  # bytes of `Buffers.sums`, about: they are to stay in the cache
 NOTHING = np.float32(-8)  # below any cosine
 
 
@@ -31,7 +30,6 @@ class Grid(NamedTuple):
     vectors: int
     pitch: int
     widest: int  # largest of `halves`
-    some: int  # tokens of a patch row of a whose sums are held at a time
     halves: np.ndarray  # [D] int64, (degree - 1) / 2
     place: np.ndarray  # [n] int64, the token of every column, or -1
 
@@ -56,14 +54,14 @@ class Buffers(NamedTuple):
 
     gram: np.ndarray  # [column panels, rows, 16 or 64], of the tokens of some patch rows of a, counted around its end
     zeros: np.ndarray  # [W, 16 or 64], what lies beyond the border
-    sums: np.ndarray  # [D, 2 widest + some, numbers], over the neighbourhoods of some tokens of a, for all tokens of b
+    sums: np.ndarray  # [D, widest + W, numbers], over the neighbourhoods of a patch row of a, for all tokens of b
     upper: np.ndarray  # [n], cosines of one token of a, plus column_margin
     marks: np.ndarray  # [n / 64] int64, a bit for each column that this token may be nearest to
     tops: np.ndarray  # [8 vectors + 8], largest of `upper` in each column of patches, and of all
     rows: np.ndarray  # [2 widest + 1] int64, addresses of patch rows in `gram`
     arrays: np.ndarray  # [D, 6] int64, addresses of what `boxes.score` reads and makes
-    candidates: np.ndarray  # [KEPT] int64, columns that may be nearest to this token
-    bounds: np.ndarray  # [KEPT], of their cosines, from above
+    candidates: np.ndarray  # [2, KEPT] int64, tokens that may be nearest to this one, or to the one before it
+    bounds: np.ndarray  # [2, KEPT], of their cosines, from above
     best: np.ndarray  # [D, n], largest cosine of every column so far, from below
     rivals: np.ndarray  # [D, n, KEPT] int32, tokens of a that may be nearest to a column
     rival_bounds: np.ndarray  # [D, n, KEPT], of their cosines, from above, column_margin left out
@@ -126,9 +124,7 @@ class Layout:
         pitch = LANES * (vectors + (LANES * vectors < self.W + widest))
         y, x = np.divmod(np.arange(-(-self.H * vectors // 8) * 8 * LANES), LANES * vectors)
         place = np.where((x < self.W) & (y < self.H), y * self.W + x, -1)
-        room = SUMS // (4 * len(halves) * (self.H + widest) * pitch)
-        parts = -(-self.W // max(2 * widest, room, 1))
-        return Grid(self.H, self.W, vectors, pitch, widest, -(-self.W // parts), halves, place)
+        return Grid(self.H, self.W, vectors, pitch, widest, halves, place)
 
     @property
     def K(self) -> int:
@@ -166,14 +162,14 @@ class Layout:
         return [
             ((panels, stripes * ROWS * self.W, cols), np.float32),
             ((self.W, cols), np.float32),
-            ((D, 2 * grid.widest + grid.some, 2 * LANES + (self.H + grid.widest) * grid.pitch), np.float32),
+            ((D, grid.widest + self.W, 2 * LANES + (self.H + grid.widest) * grid.pitch), np.float32),
             ((n,), np.float32),
             ((n // CHUNK,), np.int64),
             ((LANES * grid.vectors + LANES,), np.float32),
             ((2 * grid.widest + 1,), np.int64),
             ((D, 6), np.int64),
-            ((KEPT,), np.int64),
-            ((KEPT,), np.float32),
+            ((2, KEPT), np.int64),
+            ((2, KEPT), np.float32),
             ((D, n), np.float32),
             ((D, n, KEPT), np.int32),
             ((D, n, KEPT), np.float32),

@@ -15,6 +15,7 @@ COLS, COLS_WIDE = 16, 64  # of it: 12 of 16 registers of 8 integers hold its sum
 SPAN = 16  # steps of four 8-bit products between two carries from 16-bit sums into 32-bit ones
 TOP8 = 90  # of an 8-bit integer: (90 + 90) * 90 * 2 is the most that VPMADDUBSW adds without saturation
 TOP8_WIDE = 127  # VPDPBUSD adds in 32 bits
+LINE = 64  # bytes that come from memory at a time
 LANE = 181.0  # of the length of what one 16-bit sum holds of a token: 181^2 < 2^15
 
 
@@ -40,6 +41,28 @@ def load(builder, address, offset, kind, align=4):
 
 def store(builder, value, address, offset):
     builder.store(value, builder.inttoptr(builder.add(address, I64(offset)), value.type.as_pointer())).align = 4
+
+
+@intrinsic
+def _prefetch(typingctx, address, lines):
+    def codegen(context, builder, signature, args):
+        pointer = I8.as_pointer()
+        fetch = builder.module.declare_intrinsic(
+            "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, *[I32] * 3])
+        )
+        loop = Loop(builder, args[1], [], "lines")
+        at = builder.inttoptr(builder.add(args[0], builder.mul(loop.at, I64(LINE))), pointer)
+        builder.call(fetch, [at, I32(0), I32(3), I32(1)])  # to be read, into the nearest cache
+        loop.end([])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), codegen
+
+
+@kernel(forceinline=True, _nrt=False)
+def prefetch(row):
+    """Has the memory of a contiguous array brought into the cache, while other things are done."""
+    _prefetch(row.ctypes.data, (row.nbytes + LINE - 1) // LINE)  # type: ignore[call-arg]
 
 
 def same(builder, scalar, vector):

@@ -14,11 +14,12 @@ from numba.cpython.unsafe.numbers import trailing_zeros
 from musc.engines.cpu.boxes import LANES, score, sum_rows
 from musc.engines.cpu.compiling import kernel
 from musc.engines.cpu.layout import CHUNK, KEPT, NOTHING
-from musc.engines.cpu.products import ROWS, multiply
+from musc.engines.cpu.products import ROWS, multiply, prefetch
 
 HALF, ONE, TWO = np.float32(0.5), np.float32(1), np.float32(2)  # a whole number would make float64 of float32
 EQUAL = np.float32(5e-14)  # squared distance of tokens that are equal but for float32's last digits
 EXACT = np.float32(1e-6)  # of a cosine found from a distance in float32
+AHEAD = 256  # numbers of a token that are fetched ahead; the processor sees by itself that the others follow
 FURTHEST = np.float32(8)  # more than any squared distance
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 
@@ -71,18 +72,20 @@ def nearest_of_candidates(unit, a, m, b, d, which, upper, count, best):
 
 
 @kernel(forceinline=True, _nrt=False)
-def row_candidates(buffers, margin, own):
-    """Columns that may hold the row's largest cosine, given the margins of error; their number (KEPT + 1: too many)."""
-    upper, tops, candidates, bounds = buffers.upper, buffers.tops, buffers.candidates, buffers.bounds
-    across, top, count = len(tops) - LANES, NOTHING, 0
-    for k in range(across, len(tops)):
+def row_candidates(buffers, margin, own, grid, which, bounds):
+    """Columns that may hold the row's largest cosine, given the margins of error; their number (KEPT + 1: too many).
+
+    which, bounds: [KEPT], receive their tokens and bounds of their cosines.
+    """
+    upper, tops, across = buffers.upper, buffers.tops, LANES * grid.vectors
+    top, floor, count = NOTHING, NOTHING, 0
+    for k in range(across, across + LANES):
         top = max(top, tops[k])
-    floor = NOTHING  # the largest upper bound, of those that may be it, is at least floor
     for x in range(across):
         if tops[x] == top:
             for i in range(x, len(upper), across):
                 if upper[i] == top:  # never where there is no token
-                    floor = max(floor, top - margin[i] - margin[i] - own - own)
+                    floor = max(floor, top - margin[i] - margin[i] - own - own)  # of the bounds of those that may win
             break
     for x in range(across):
         if tops[x] >= floor:
@@ -90,7 +93,7 @@ def row_candidates(buffers, margin, own):
                 if upper[i] >= floor:
                     if count == KEPT:
                         return KEPT + 1
-                    candidates[count], bounds[count] = i, upper[i] + own
+                    which[count], bounds[count] = grid.place[i], upper[i] + own
                     count += 1
     return count
 
@@ -121,55 +124,46 @@ def note_rival(buffers, margin, d, m, own):
 
 
 @kernel(forceinline=True, _nrt=False)
-def resolve_row(images, a, b, d, m, grid, buffers, tolerance, to_b):
+def resolve_row(images, a, b, d, m, which, bounds, count, tolerance, winner, to_b):
     """The squared distance of token m of image a to its nearest in b; the number of distances that it took."""
-    own, margin, upper = images.row_margin[a, d, m], images.column_margin[b, d], buffers.upper
-    candidates, bounds, winner = buffers.candidates, buffers.bounds, buffers.winner
-    count = row_candidates(buffers, margin, own)
     if count > KEPT:
         to_b[d, m], winner[d, m] = nearest_of_all(images, a, m, b, d)
-        return grid.H * grid.W
+        return images.first.shape[2]
     if tolerance > 0:
-        k = 0
+        k, own = 0, images.row_margin[a, d, m]
         for t in range(1, count):
             if bounds[t] > bounds[k]:
                 k = t
-        i = candidates[k]
-        square = TWO - TWO * (upper[i] - margin[i])
-        if square > 0 and own + margin[i] <= tolerance * np.sqrt(square):
+        square = TWO - TWO * (bounds[k] - own - images.row_margin[b, d, which[k]])
+        if square > 0 and own + images.row_margin[b, d, which[k]] <= tolerance * np.sqrt(square):
             to_b[d, m], winner[d, m] = square, -1
             return 0
-    for k in range(count):
-        candidates[k] = grid.place[candidates[k]]
-    found = nearest_of_candidates(images.unit, a, m, b, d, candidates, bounds, count, FURTHEST)
+    found = nearest_of_candidates(images.unit, a, m, b, d, which, bounds, count, FURTHEST)
     to_b[d, m], winner[d, m] = found[0], found[1]
     return found[2]
 
 
-@kernel(_nrt=False)
-def sum_neighbourhoods(y, x, count, grid, buffers, rows):
-    """`Buffers.sums`: sums of Gram rows over the neighbourhoods of a's tokens (y, x) to (y, x + count - 1).
+@kernel(forceinline=True, _nrt=False)
+def sums_of(f, grid):
+    """Where the sums of the f-th eight columns lie in a row of `Buffers.sums`, in bytes."""
+    return 4 * (LANES + f // grid.vectors * grid.pitch + f % grid.vectors * LANES)
 
-    rows: [2 widest + 1] int64, scratch: addresses of the patch rows around y.
-    """
-    W, w, gram, sums = grid.W, grid.widest, buffers.gram, buffers.sums
+
+@kernel(_nrt=False)
+def sum_neighbourhoods(y, grid, buffers):
+    """`Buffers.sums`: sums of Gram rows over the neighbourhoods of a's tokens (y, 0) to (y, W - 1)."""
+    W, w, gram, sums, rows = grid.W, grid.widest, buffers.gram, buffers.sums, buffers.rows
     R, step, part = gram.shape[1], gram.strides[1], gram.shape[2] // LANES
-    for f in range(grid.H * grid.vectors):  # eight columns of b
-        panel = gram.ctypes.data + f // part * gram.strides[0] + f % part * 4 * LANES
-        at = 4 * (LANES + f // grid.vectors * grid.pitch + f % grid.vectors * LANES)
+    for f in range(0, grid.H * grid.vectors, 2):  # 16 columns of b; of the last ones eight may be beyond, and zeros
         for t in range(-w, w + 1):
-            inside = 0 <= y + t < grid.H
-            rows[t + w] = panel + (y + t) * W % R * step if inside else buffers.zeros.ctypes.data
+            inside, start = 0 <= y + t < grid.H, (y + t) * W % R
+            place = gram.ctypes.data + f // part * gram.strides[0] + start * step + f % part * 4 * LANES
+            rows[t + w] = place if inside else buffers.zeros.ctypes.data
         for d in range(len(grid.halves)):
             h = grid.halves[d]
-            first, last = max(0, x - h), min(W, x + count + h)
-            # of the token (y, first - h), which may be one that is not asked for
-            out = sums.ctypes.data + d * sums.strides[0] + (2 * w + first - h - x) * sums.strides[1] + at
-            for t in range(w - h, w + h + 1):
-                rows[t] += first * step
-            sum_rows(h, rows.ctypes.data + 8 * (w - h), step, last - first, x + count + h - last, out, sums.strides[1])
-            for t in range(w - h, w + h + 1):
-                rows[t] -= first * step
+            out = sums[d, w - h].ctypes.data  # of the token h places before the first one, met by one x alone
+            around = rows[w - h :].ctypes.data
+            sum_rows(h, around, step, W, out + sums_of(f, grid), out + sums_of(f + 1, grid), sums.strides[1])
 
 
 @kernel(_nrt=False)
@@ -179,27 +173,37 @@ def score_rows(images, a, b, start, stop, grid, buffers, tolerance, to_b):
     Their Gram rows, and those of the patch rows around them, are in `buffers.gram`.
     """
     D, w, sums = len(grid.halves), grid.widest, buffers.sums
-    rows, arrays = buffers.rows, buffers.arrays
+    arrays = buffers.arrays
     for d in range(D):  # addresses of what `score` reads and makes
         arrays[d, 0], arrays[d, 1] = images.column_scale[b, d].ctypes.data, images.column_margin[b, d].ctypes.data
         arrays[d, 2], arrays[d, 3] = buffers.best[d].ctypes.data, buffers.upper.ctypes.data
         arrays[d, 4], arrays[d, 5] = buffers.marks.ctypes.data, buffers.tops.ctypes.data
-    done = 0
+    done, side, count, at, degree = 0, 0, -1, 0, 0
     for y in range(start, stop):
-        for x in range(0, grid.W, grid.some):
-            count = min(grid.some, grid.W - x)
-            sum_neighbourhoods(y, x, count, grid, buffers, rows)
-            for k in range(count):
-                m = y * grid.W + x + k
-                for d in range(D):
-                    if images.first[a, d, m] != m:  # as the equal token
-                        continue
-                    row = sums.ctypes.data + d * sums.strides[0] + (2 * w + k) * sums.strides[1] + 4 * LANES
-                    factor, own = images.row_scale[a, d, m], images.row_margin[a, d, m]
-                    at = arrays.ctypes.data + d * arrays.strides[0]
-                    score(grid.halves[d], row, grid.H, grid.vectors, 4 * grid.pitch, at, factor, own)
-                    note_rival(buffers, images.column_margin[b, d], d, m, own)
-                    done += resolve_row(images, a, b, d, m, grid, buffers, tolerance, to_b)
+        sum_neighbourhoods(y, grid, buffers)
+        for x in range(grid.W):
+            m = y * grid.W + x
+            for d in range(D):
+                if images.first[a, d, m] != m:  # as the equal token
+                    continue
+                row = sums.ctypes.data + d * sums.strides[0] + (w + x) * sums.strides[1] + 4 * LANES
+                factor, own, margin = images.row_scale[a, d, m], images.row_margin[a, d, m], images.column_margin[b, d]
+                place = arrays.ctypes.data + d * arrays.strides[0]
+                score(grid.halves[d], row, grid.H, grid.vectors, 4 * grid.pitch, place, factor, own)
+                note_rival(buffers, margin, d, m, own)
+                # its candidates come from memory while the token before it is resolved
+                which, bounds = buffers.candidates[1 - side], buffers.bounds[1 - side]
+                found = row_candidates(buffers, margin, own, grid, which, bounds)
+                if tolerance == 0 and found <= KEPT:
+                    for t in range(min(2, found)):
+                        prefetch(images.unit[b, d, which[t], :AHEAD])
+                if count >= 0:
+                    which, bounds = buffers.candidates[side], buffers.bounds[side]
+                    done += resolve_row(images, a, b, degree, at, which, bounds, count, tolerance, buffers.winner, to_b)
+                side, count, at, degree = 1 - side, found, m, d
+    if count >= 0:
+        which, bounds = buffers.candidates[side], buffers.bounds[side]
+        done += resolve_row(images, a, b, degree, at, which, bounds, count, tolerance, buffers.winner, to_b)
     return done
 
 
@@ -214,6 +218,9 @@ def resolve_columns(images, a, b, grid, buffers, tolerance, to_b, to_a):
                 to_b[d, m], buffers.winner[d, m] = to_b[d, first_a[m]], buffers.winner[d, first_a[m]]
         for i in range(len(grid.place)):
             m = grid.place[i]
+            ahead = min(i + 2, len(grid.place) - 1)
+            if tolerance == 0 and 0 < buffers.rival_counts[d, ahead] <= KEPT:  # the last one is often the nearest
+                prefetch(images.unit[a, d, buffers.rivals[d, ahead, buffers.rival_counts[d, ahead] - 1], :AHEAD])
             if m < 0 or first_b[m] != m:
                 continue
             count, margin = buffers.rival_counts[d, i], images.column_margin[b, d, i]

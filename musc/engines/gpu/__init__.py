@@ -25,7 +25,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +42,7 @@ from musc.engines.gpu.tiles import (
     power_of_two,
 )
 from musc.engines.gpu.tokens import Held
-from musc.engines.pairs import Plan, plan_pool
+from musc.engines.pairs import Job, Plan, plan_pool
 from musc.errors import ConfigError
 
 
@@ -61,7 +61,8 @@ def available(device: torch.device, grid: tuple[int, int], C: int, degrees: tupl
         image = torch.randn(M, C, device=device, generator=torch.Generator(device).manual_seed(0))
         for N in (2, 3):  # all pairs of a launch are wanted, and some are
             out = torch.empty(len(degrees), N, N - 1, M, device=device)
-            stage_distances(lambda p: image, plan_pool(N), degrees, grid, N, out, lambda n: None)
+            nothing = (lambda images, slots, found: None), (lambda n: None)
+            stage_distances(Job(lambda p: image, plan_pool(N), degrees, grid, *nothing, block=N), out)
             if out.any():
                 raise ArithmeticError("a wrong distance")
     except ConfigError:  # memory is full, which no other way through this would mend
@@ -205,21 +206,13 @@ class Writer:
             self.out[:, (i + images.start).to(self.out.device), s[i, p].to(self.out.device)] = values.to(self.out)
 
 
-def stage_distances(
-    image: Callable[[int], Tensor],
-    plan: Plan,
-    degrees: Sequence[int],
-    grid: tuple[int, int],
-    block: int | None,
-    out: Tensor,
-    advance: Callable[[int], object],
-    tile: Tile | None = None,
-) -> None:
-    """Fills out [D, N, J, M] with every ordered pair in `plan`; image(p): raw tokens of pool image p.
+def stage_distances(job: Job, out: Tensor, tile: Tile | None = None) -> None:
+    """Fills out [D, N, J, M] with the distances of the job's pairs, both ways; `Job.write` is not called.
 
-    block: images per block, of which two are held; from free memory where None. Where memory runs out, what is left is
-    done with half the block; no block changes a distance. Raises ConfigError where a single pair does not fit.
+    The block follows from free memory where it is None. Where memory runs out, what is left is done with half the
+    block; no block changes a distance. Raises ConfigError where a single pair does not fit.
     """
+    image, plan, degrees, grid, block, advance = job.image, job.plan, job.degrees, job.grid, job.block, job.advance
     M, C = image(0).shape
     tile = tile or default_tile(image(0).device)
     size = block or automatic_block(image(0).device, plan.P, len(degrees), M, C, tile)
