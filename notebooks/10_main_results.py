@@ -154,8 +154,8 @@ figure_2.table
 # %% tags=["remove-input"]
 steps = figure_2.frame["here"]
 peak, score = (
-    steps["maximum of the map of $I_1$"],
-    steps["image score of $I_1$"],
+    steps["maximum of the first map"],
+    steps["score of the first image"],
 )
 before, after = steps["AUROC before RsCIN"], steps["AUROC after RsCIN"]
 verdict(

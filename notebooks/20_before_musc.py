@@ -218,8 +218,8 @@ print("\n".join(f"  {damaged[n]}" for n in (0, 30, 60)))
 # %% [markdown]
 # :::{admonition} Not run here
 # :class: note
-# WinCLIP needs CLIP's text tower and its weights, which this book does not carry. Where they are: `musc evaluate DATA --method winclip --backbone
-# ViT-B-16-plus-240`. Its windows and sentences are tested against running the tower on each window alone, with a small CLIP of random weights.
+# WinCLIP needs CLIP's text tower and its weights, which this book does not carry. Where they are:
+# `musc evaluate DATA --method winclip --backbone ViT-B-16-plus-240`. Its windows and sentences are tested against running the tower on each window alone, with a small CLIP of random weights.
 # :::
 #
 # ## One product, every paradigm

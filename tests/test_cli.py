@@ -222,10 +222,11 @@ def test_run_on_a_flat_folder(finished):
     assert code == 0
     lines = out.splitlines()
     assert lines[1] == "folder photos: 5 images, most anomalous first"
-    assert lines[2].split() == ["score", "raw", "score"]
+    assert lines[2].split()[0] == "network:"
+    assert lines[3].split() == ["score", "raw", "score"]
     (folder,) = {p.parent for p in (place / "out").rglob("result.json")}
     result = MuScResult.load(folder)
-    score, raw, decision, name = lines[3].split()
+    score, raw, decision, name = lines[4].split()
     assert name == "4.png"  # the most anomalous comes first
     assert decision == "anomalous"
     assert float(score) == pytest.approx(result.image_scores[4], abs=6e-4)
@@ -490,9 +491,9 @@ def test_score_shows_both_scores_and_the_pictures_of_the_new_image(musc, workpla
         words = ("score", new, "--against", "out/photos", "--out", "out", "--device", "cpu", "--weights", "random")
         code, out, err = musc(*words)
         assert code == 0, err
-        assert out.splitlines()[0].split() == ["score", "raw", "score"]
+        assert out.splitlines()[1].split() == ["score", "raw", "score"]
         result = MuScResult.load("out/folder/new_against_photos")
-        assert f"{result.raw_image_scores[0]:.4f}" in out.splitlines()[1]
+        assert f"{result.raw_image_scores[0]:.4f}" in out.splitlines()[2]
         masks.append(np.asarray(Image.open("out/folder/new_against_photos/masks/a.png.png")).any())
         assert masks[-1] == result.decisions[0]
     assert masks == [True, False]

@@ -16,7 +16,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "book").rglob("*.md")), *sorted((RO
 COMMAND = re.compile(
     r"(?:^(?:# )?|`)(musc (?:run|score|evaluate|compare|reproduce|rscin|datasets|backbones)\b[^`\n]*)", re.M
 )
-CHOICES = {"METHOD", "NAME"}  # one of several words
+CHOICES = {"METHOD", "NAME", "DATA"}  # one of several words
 
 
 def commands(page):

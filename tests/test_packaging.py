@@ -88,6 +88,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     files = {PurePath(name) for name in zipfile.ZipFile(wheel).namelist()}
     code = {path.relative_to(ROOT) for path in modules("musc").values()}
     tables = {path.relative_to(ROOT) for path in (ROOT / "musc/reproduce/paper").glob("*.csv")}
+    tables.add(PurePath("musc/plugin/clip_agreement.csv"))
     data = {PurePath("musc/py.typed"), PurePath("musc/backbones/procedural.safetensors")}
     about = {path for path in files if path.parts[0].endswith(".dist-info")}
     assert {str(path) for path in files - about} == {str(path) for path in code | tables | data}

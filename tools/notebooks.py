@@ -24,6 +24,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 from tqdm import tqdm
@@ -157,20 +158,21 @@ def run(notebook: Any, parameters: dict[str, Any] | None, cwd: Path) -> Any:
     from papermill.exceptions import PapermillExecutionError
 
     # A sentence about the committed run need not hold for other parameters: then it is marked, else it stops the run.
-    os.environ.update(ENVIRONMENT, **{verdicts.SWITCH: "report" if parameters else "raise"})
+    environment = {**ENVIRONMENT, verdicts.SWITCH: "report" if parameters else "raise"}
     known = {c.id for c in notebook.cells if "parameters" in c.metadata.get("tags", [])}
     if parameters and not known:
         raise NotebookError("parameters were given, but no cell is tagged `parameters`.")
     try:
-        return papermill.execute_notebook(
-            notebook,
-            None,
-            parameters or {},
-            kernel_name="python3",
-            cwd=cwd,
-            progress_bar=False,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
-        )
+        with mock.patch.dict(os.environ, environment):  # the kernel's
+            return papermill.execute_notebook(
+                notebook,
+                None,
+                parameters or {},
+                kernel_name="python3",
+                cwd=cwd,
+                progress_bar=False,
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            )
     except PapermillExecutionError as error:
         source = "\n".join(f"    | {line}" for line in error.source.splitlines())
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))

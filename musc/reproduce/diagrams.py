@@ -173,8 +173,8 @@ def figure_2(lab: Profile) -> Drawn:
         figure.text(0.1665 + 0.1715 * c, 0.44, "→", ha="center", va="center", fontsize=18, color=INK)
     found = (
         ("patch tokens of an image", "", tokens.shape[1]),
-        ("maximum of the map of $I_1$", "", float(result.anomaly_maps[place[i]].max())),
-        ("image score of $I_1$", "", float(raw[place[i]])),
+        ("maximum of the first map", "", float(result.anomaly_maps[place[i]].max())),
+        ("score of the first image", "", float(raw[place[i]])),
         ("AUROC before RsCIN", "", result.metrics["image_before_rscin"]["auroc"]),
         ("AUROC after RsCIN", "", result.metrics["image"]["auroc"]),
     )
