@@ -1,5 +1,7 @@
 """Time and memory of the paper's command on a GPU (Tab. 6 and 13): python -m benchmarks.gpu_cost [--images 200].
 
+Prints a line per run; where the environment variable OUT names a folder, gpu_cost.json and gpu_cost.csv there hold all.
+
 ViT-L-14-336 at 518 px, stages, degrees and all else as in the paper. Neither cost depends on what the weights and the
 pictures hold: the weights are drawn, the pictures noise, and no metric is computed.
 """
@@ -34,6 +36,19 @@ def measured(musc: MuSc, pictures: list[np.ndarray], subsets: int) -> dict[str, 
     return found
 
 
+def write_table(measured: Path) -> Path:
+    """The figures of an earlier run's file, as the CSV table of the performance page beside it."""
+    found = json.loads(measured.read_text(encoding="utf-8"))
+    lines = ["precision of the network,s,ms per image,extraction s,mutual scoring s,peak MiB"]
+    for row in found["rows"]:
+        per_image = 1e3 * row["seconds"] / found["N"]
+        numbers = f"{per_image:.1f},{row['extraction']:.2f},{row['mutual scoring']:.2f},{row['peak_mib']:.0f}"
+        lines.append(f"{row['backbone_precision']},{row['s']},{numbers}")
+    table = measured.with_suffix(".csv")
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_cost", description=__doc__)
     parser.add_argument("--images", type=int, default=200)
@@ -60,9 +75,9 @@ def main() -> None:
                 f"  {precision}, s = {s}: {per_image:.1f} ms per image, {row['peak_mib']:.0f} MiB ({parts})", flush=True
             )
     if out := os.environ.get("OUT"):
-        Path(out, "gpu_cost.json").write_text(
-            json.dumps({"device": torch.cuda.get_device_name(), "N": N, "rows": rows}, indent=1)
-        )
+        found = {"device": torch.cuda.get_device_name(), "N": N, "rows": rows}
+        Path(out, "gpu_cost.json").write_text(json.dumps(found, indent=1))
+        write_table(Path(out, "gpu_cost.json"))
 
 
 if __name__ == "__main__":
