@@ -382,7 +382,7 @@ print(reproduce.remarks("table_3", "table_9"))
 (
     verdict(
         f"- For images the paper's numbers favour few and small degrees: $\\{{1, "
-        "3\\}}$ is best in both halves of Table 3. Its mean of all four numbers is "
+        f"3\\}}$ is best in both halves of Table 3. Its mean of all four numbers is "
         f"{mean[pair]:.2f}, that of $\\{{1, 3, 5\\}}$ {mean[all3]:.2f}: a compromise, "
         "not the best row.\n",
         set(top.values()) == {pair},

@@ -65,7 +65,7 @@ from musc.verdicts import verdict
 
 # %matplotlib inline
 
-config = MuScConfig(backbone=backbone)
+config = MuScConfig(backbone=backbone, image_size=192)
 musc = MuSc(config)
 product = datasets.load_category(
     "synthetic", name=category, good=good, defects=defects, train=normal

@@ -56,7 +56,7 @@ from musc.verdicts import verdict
 
 # %matplotlib inline
 
-musc = MuSc(MuScConfig(backbone=backbone))
+musc = MuSc(MuScConfig(backbone=backbone, image_size=192))
 product = datasets.load_category(
     "synthetic", name=category, good=good, defects=defects
 )
@@ -244,8 +244,9 @@ auroc.rename("image AUROC").to_frame().round(1)
 # %% tags=["remove-input"]
 cin, con = auroc["RsCIN, windows 2 and 3"], auroc["RsCon, windows 2 and 3"]
 verdict(
-    f"RsCIN takes the image AUROC from {auroc['none']:.1f} to {cin:.1f}, RsCon to {con:.1f}.",
-    cin < auroc["none"] < con,
+    f"Without re-scoring the image AUROC is {auroc['none']:.1f}, with RsCIN {cin:.1f}, with RsCon {con:.1f}: on this product RsCIN"
+    " costs, and RsCon does not.",
+    cin < auroc["none"] <= con,
 ) + verdict(
     f"The reason: of the two nearest images by class token {same['class tokens']:.0f} % have the image's own label, by"
     f" salient patch {same['salient patches']:.0f} %.",
@@ -462,9 +463,10 @@ for explained in (0.9, 0.99, 0.999):
         f" directions, image AUROC {kept[explained][1]:.1f}"
     )
 verdict(
-    f"The more directions are kept, the less is left of a defect: {kept[0.9][1]:.1f} with {kept[0.9][0]} of them,"
-    f" {kept[0.999][1]:.1f} with {kept[0.999][0]}.",
-    kept[0.9][1] > kept[0.999][1],
+    f"The published 99 % is best here ({kept[0.99][1]:.1f}). With {kept[0.9][0]} directions normal variety is left over"
+    f" ({kept[0.9][1]:.1f}), with {kept[0.999][0]} hardly anything of a defect is ({kept[0.999][1]:.1f}).",
+    kept[0.99][1] > kept[0.9][1],
+    kept[0.99][1] > kept[0.999][1],
 )
 
 # %% [markdown]
