@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from musc import MuSc
 from musc.backbones import Backbone, load_backbone
 from musc.datasets.base import Sample
 from musc.errors import ConfigError, DataError
@@ -54,6 +55,17 @@ def test_second_run_reads_the_cache(samples, counting, tmp_path):
     again = extract(samples, counting, cache=tmp_path / "cache")
     assert counting.images == 6
     assert same(first, again)
+
+
+def test_precision_is_of_distances_and_not_of_extraction(samples, counting, tiny_config, tmp_path):
+    """The same tokens, in the same files: only `backbone_precision` runs the network otherwise, and on CUDA alone."""
+    found = [
+        MuSc(tiny_config.replace(precision=precision), backbone=counting, cache=tmp_path).features(samples)
+        for precision in ("float32", "bfloat16", "float16")
+    ]
+    assert counting.images == len(samples)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0].patch_tokens, other.patch_tokens, strict=True))
 
 
 def test_a_changed_image_is_extracted_again(samples, counting, tmp_path):
