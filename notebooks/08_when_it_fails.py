@@ -267,7 +267,7 @@ verdict(
 # The detector of {py:mod}`musc.scoring.consistency` uses what is left: such a patch is near to a **few** images and far from **all** others, so its sorted
 # distances have a gap, and all images on the near side name the same set.
 
-# %% mystnb={"figure": {"caption": "Sorted distances of Eq. 1 of one patch each, where 40 % of the images share a defect: the gap stands after the images that share it.", "name": "fig-fails-gap"}, "image": {"alt": "A smooth curve for a normal patch, a curve with a step for a patch of the shared defect."}}
+# %%
 example = max(
     (key for key in kept if key[2] <= 0.4),
     key=lambda key: (bool(kept[key][3]), key[2], -key[1]),

@@ -65,6 +65,7 @@ from musc.verdicts import verdict
 
 # %matplotlib inline
 
+# %%
 config = MuScConfig(backbone=backbone, image_size=192)
 musc = MuSc(config)
 product = datasets.load_category(
@@ -232,7 +233,7 @@ workplace = tempfile.TemporaryDirectory()
 
 
 def measured(methods, references):
-    """The table of `musc compare`; references: as many normal images for every method that can use them."""
+    """The table of `musc compare`, with so many normal images."""
     pool = (
         replace(product, samples=product.train[:references])
         if references
@@ -390,6 +391,8 @@ for fraction in (0.001, 0.01, 0.1):
     found = PatchCore(fraction=fraction).score(images, normals)
     sizes[fraction] = image_auroc(found.images)
     print(f"{fraction:5.1%} of the patches: image AUROC {sizes[fraction]:.1f}")
+
+# %% tags=["solution", "remove-input"]
 verdict(
     f"A tenth is enough here ({sizes[0.1]:.1f}); a thousandth, {len(bank) // 100} patches, is not ({sizes[0.001]:.1f}).",
     sizes[0.1] > sizes[0.001],
@@ -426,6 +429,8 @@ for name, method in (("PaDiM", PaDiM()), ("PatchCore", PatchCore())):
     )
     moved[name] = float(rolled[~truth].mean() / plain[~truth].mean())
     print(f"{name}: normal patches score {moved[name]:.1f} times as high")
+
+# %% tags=["solution", "remove-input"]
 verdict(
     f"PaDiM, which compares places, scores normal patches {moved['PaDiM']:.0f} times as high; PatchCore"
     f" {moved['PatchCore']:.1f} times, since the neighbourhoods at the rim change.",
@@ -451,6 +456,8 @@ verdict(
 k = min(5, len(normals))
 by_class = away.topk(k, dim=1, largest=False).values.mean(dim=1)
 alone = image_auroc(by_class)
+
+# %% tags=["solution", "remove-input"]
 verdict(
     f"Image AUROC {alone:.1f}, where PatchCore's patches give {images_right['patchcore']:.1f}: the class token sums up the"
     " whole image, and a small defect is a small part of the sum.",

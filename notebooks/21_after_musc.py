@@ -65,7 +65,8 @@ labels = np.array([sample.label for sample in product.samples])
 grid = images.grids[0]
 masks = figures.masks_at(product.samples, musc.backbone.image_size)
 print(
-    f"{len(images)} images, {labels.sum()} of them anomalous, {grid[0]} x {grid[1]} patches"
+    f"{len(images)} images, {labels.sum()} of them anomalous,"
+    f" {grid[0]} x {grid[1]} patches"
 )
 
 # %% [markdown]
@@ -79,7 +80,7 @@ print(
 # and averages the degrees **before** scoring, so that one pass per stage is enough where LNAMD needs three.
 
 
-# %% mystnb={"figure": {"caption": "The weights of one patch's 5 x 5 neighbourhood inside a defect (left, the patch is framed): as published, where tokens are long and hardly any neighbour counts, and with distances divided by their median.", "name": "fig-after-snamd"}, "image": {"alt": "A picture with a marked patch; two 5 by 5 grids of weights. In the first the centre alone is bright, in the second like neighbours are bright too."}}
+# %%
 def weights(tokens, patch, scale):
     """w of the 5 x 5 neighbourhood of a patch: [5, 5], NaN beyond the border."""
     field = tokens.reshape(*grid, -1)
@@ -104,6 +105,7 @@ published, softer = (
     weights(stage[defective], patch, median),
 )
 
+# %% mystnb={"figure": {"caption": "The weights of one patch's 5 x 5 neighbourhood inside a defect (left, the patch is framed): as published, where tokens are long and hardly any neighbour counts, and with distances divided by their median.", "name": "fig-after-snamd"}, "image": {"alt": "A picture with a marked patch; two 5 by 5 grids of weights. In the first the centre alone is bright, in the second like neighbours are bright too."}}
 figure, axes = plt.subplots(1, 3, figsize=(8.4, 2.8), layout="constrained")
 picture = figures.as_seen([product.samples[defective]], 256)[0]
 axes[0].imshow(picture, extent=(-0.5, grid[1] - 0.5, grid[0] - 0.5, -0.5))
@@ -160,6 +162,7 @@ def by_snamd(temperature):
     return msm.mutual_scores([snamd.as_raw(t) for t in tokens], (1,), grid=grid)
 
 
+# %%
 scores = {
     "LNAMD, degrees 1, 3, 5": msm.mutual_scores(images.patch_tokens, grid=grid),
     "SNAMD, as published": by_snamd(None),
@@ -309,9 +312,12 @@ before = msm.mutual_scores(planted, grid=grid)
 after, groups = consistency.mutual_scores(planted, grid=grid)
 members = [defective, *hosts]
 print(
-    f"{len(members)} images share the defect; the largest step stands after {step} distances"
+    f"{len(members)} images share the defect; the largest step stands after"
+    f" {step} distances"
 )
 print(f"groups found: {[len(group.images) for group in groups]} images")
+
+# %% tags=["remove-input"]
 verdict(
     f"The step stands where the {len(members) - 1} other images end that share the defect. Its patches score"
     f" {float(before[members][:, at].mean()):.2f} on average, and {float(after[members][:, at].mean()):.2f} corrected.",
@@ -430,7 +436,8 @@ verdict(
 # %% tags=["solution"]
 K = msm.interval_bounds(N - 1)[1]
 print(
-    f"N = {N}: Eq. 2 averages {K} distances; with {K + 1} images or more that share it, all of them are small."
+    f"N = {N}: Eq. 2 averages {K} distances; with {K + 1} images or more"
+    " that share it, all of them are small."
 )
 
 # %% [markdown]
@@ -462,6 +469,8 @@ for explained in (0.9, 0.99, 0.999):
         f"{explained:.1%} of the variance: {kept[explained][0]} of {len(space.mean)}"
         f" directions, image AUROC {kept[explained][1]:.1f}"
     )
+
+# %% tags=["solution", "remove-input"]
 verdict(
     f"The published 99 % is best here ({kept[0.99][1]:.1f}). With {kept[0.9][0]} directions normal variety is left over"
     f" ({kept[0.9][1]:.1f}), with {kept[0.999][0]} hardly anything of a defect is ({kept[0.999][1]:.1f}).",
