@@ -67,6 +67,18 @@ def write(folder, body, name="book/page", heading="A page", entry="A page"):
     return file
 
 
+def test_a_tab_behind_another_one_is_looked_at_too(chromium, tmp_path):
+    """It would wait for a frame that is never drawn."""
+    first, second = (chromium.open(write(tmp_path, "<p>text</p>", name).as_uri()) for name in ("a", "b"))
+    for page in (first, second, first):
+        page.look(390, 800)
+        assert page.evaluate("document.querySelector('p').textContent") == "text"
+    second.close()
+    first.go(write(tmp_path, "<p>more</p>", "c").as_uri())
+    assert first.evaluate("document.querySelector('p').textContent") == "more"
+    first.close()
+
+
 def test_a_page_without_faults_passes(tab, tmp_path):
     assert gate.look(tab, write(tmp_path, CLEAN), "book/page") == []
     number = {"heading": "9. Few images", "entry": "9. Few images"}

@@ -48,7 +48,7 @@ def find() -> str | None:
 class Browser:
     """One browser process with a fresh profile; close it, or use it in a with statement."""
 
-    def __init__(self, timeout: float = 180) -> None:
+    def __init__(self, timeout: float = 60) -> None:
         program = find()
         if program is None:
             raise FileNotFoundError("no Chromium: apt-get install chromium, or set CHROMIUM to its path.")
@@ -175,10 +175,13 @@ class Page:
 
     def settle(self) -> None:
         """Wait for a frame to be drawn, and put transitions at their end: off the screen, they may never get there."""
-        self.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")
+        self.call("Page.bringToFront")  # a tab behind another one draws no frame, ever
+        self.evaluate(
+            "new Promise(done => { requestAnimationFrame(() => setTimeout(done, 50)); setTimeout(done, 2000) })"
+        )
         finite = "document.getAnimations().filter(a => a.effect.getComputedTiming().endTime < Infinity)"
         self.evaluate(f"{finite}.forEach(a => a.finish())")
-        self.evaluate("new Promise(done => requestAnimationFrame(() => done()))")
+        self.evaluate("new Promise(done => { requestAnimationFrame(done); setTimeout(done, 2000) }).then(() => 0)")
 
     def wait(self, condition: str) -> None:
         """Wait until a JavaScript expression is true."""

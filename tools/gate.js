@@ -129,7 +129,8 @@
     for (const [node, parent] of pieces) {
       if (!parent.closest("code, td, th, p, li, h1, h2, h3, dt, figcaption") || parent.closest("pre") || !seen(parent)) continue;
       range.selectNodeContents(node);
-      if (range.getClientRects().length < 2 || /^https?:/.test(node.data.trim())) continue;  // an address may break
+      const address = /^https?:/.test(parent.closest("a")?.textContent.trim() ?? "");  // which may break
+      if (address || range.getClientRects().length < 2) continue;
       for (const word of node.data.matchAll(/[\p{L}\p{N}]{2,}/gu)) {
         range.setStart(node, word.index);
         range.setEnd(node, word.index + word[0].length);
