@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -33,25 +33,34 @@ def nearest(a: Tensor, b: Tensor, *, grid: tuple[int, int], window: int, values:
     winners, whose distances are formed as ||a - b||.
     """
     H, W = grid
-    reach, step = 2 * window + 1, 1
-    while step < min(H, max(4, reach)) and (step + 1) * W * min(step + reach, H) * W <= values:
-        step += 1
-    beside = (torch.arange(W)[:, None] - torch.arange(W)).abs() > window  # [W, W]: columns too far apart
     half_b, half_a = b.square().sum(-1) / 2, a.square().sum(-1) / 2
     to_b = torch.empty(H * W, dtype=torch.long, device=a.device)
     to_a = torch.zeros(H * W, dtype=torch.long, device=a.device)
     best = torch.full((H * W,), math.inf, dtype=a.dtype, device=a.device)  # of b's tokens, among a's rows so far
-    for top in range(0, H, step):
-        bottom = min(top + step, H)
-        first, last = max(0, top - window), min(H, bottom + window)  # b's patch rows within reach
-        rows, columns = slice(top * W, bottom * W), slice(first * W, last * W)
-        above = (torch.arange(top, bottom)[:, None] - torch.arange(first, last)).abs() > window
-        outside = above[:, None, :, None] | beside[None, :, None, :]
-        outside = outside.reshape((bottom - top) * W, (last - first) * W).to(a.device)
+    for rows, columns, outside in bands(grid, window, values, a.device):
         product = (a[rows] @ b[columns].T).masked_fill_(outside, -math.inf)
-        to_b[rows] = first * W + (half_b[columns] - product).argmin(dim=1)
+        to_b[rows] = columns.start + (half_b[columns] - product).argmin(dim=1)
         found, where = (half_a[rows, None] - product).min(dim=0)
         nearer = found < best[columns]
-        to_a[columns] = torch.where(nearer, top * W + where, to_a[columns])
+        to_a[columns] = torch.where(nearer, rows.start + where, to_a[columns])
         best[columns] = torch.where(nearer, found, best[columns])
     return torch.linalg.vector_norm(a - b[to_b], dim=-1), torch.linalg.vector_norm(b - a[to_a], dim=-1)
+
+
+@lru_cache(maxsize=4)
+def bands(grid: tuple[int, int], window: int, values: int, device: torch.device) -> list[tuple[slice, slice, Tensor]]:
+    """Some patch rows of an image, all of another's within reach of them, and which patches of the two are too far."""
+    H, W = grid
+    reach, step = 2 * window + 1, 1
+    while step < min(H, max(4, reach)) and (step + 1) * W * min(step + reach, H) * W <= values:
+        step += 1
+    beside = (torch.arange(W)[:, None] - torch.arange(W)).abs() > window  # [W, W]: columns too far apart
+    out = []
+    for top in range(0, H, step):
+        bottom = min(top + step, H)
+        first, last = max(0, top - window), min(H, bottom + window)
+        above = (torch.arange(top, bottom)[:, None] - torch.arange(first, last)).abs() > window
+        outside = above[:, None, :, None] | beside[None, :, None, :]  # [rows of one, W, rows of the other, W]
+        outside = outside.reshape((bottom - top) * W, (last - first) * W).to(device)
+        out.append((slice(top * W, bottom * W), slice(first * W, last * W), outside))
+    return out
