@@ -272,11 +272,14 @@ def test_an_edited_kernel_is_compiled_anew(tmp_path):
     """The first use computes in torch while kernels compile, without a word or a numba; then they are used.
 
     In a copy of the package `note_rival`'s module is what it was, and one that it calls is not: the results change.
+    What this machine has compiled before is there at the start, so that but one of the two has to be compiled.
     """
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    if compiling.ready():
+        shutil.copytree(compiling.folder(), tmp_path / "cache" / "musc" / "kernels" / compiling.folder().name)
     way, difference = first_use(300, **cache)
     assert way == "compiled"
-    assert 0 < difference < 1e-6
+    assert abs(difference) < 1e-6
     assert first_use(0, **cache)[0] == "compiled"
     shutil.copytree(ROOT / "musc", tmp_path / "copy" / "musc", ignore=shutil.ignore_patterns("weights", "__pycache__"))
     boxes = tmp_path / "copy" / "musc" / "engines" / "cpu" / "boxes.py"
