@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from musc.errors import ConfigError
+from musc.sizes import as_size
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 BACKBONE_PRECISIONS = ("float32", "float16")
@@ -74,9 +75,11 @@ class MuScConfig:
     weights: str | None = _setting(
         None, help='local weight file, or "random" for an untrained network', metavar="FILE", unset="the backbone's own"
     )
-    image_size: int | None = _setting(
-        None, help="side of the square input in pixels", metavar="PX", least=1, unset="the backbone's own"
-    )
+    image_size: int | tuple[int, int] | str | None = _setting(
+        None, help="side of the square input in pixels; HxW for rows and columns of a rectangle, or short:448 for the "
+        "images' own proportions (of most of them; the others are squashed to these) with a short side of 448",
+        metavar="PX", unset="the backbone's own",
+    )  # fmt: skip
     stages: tuple[int, ...] | None = _setting(
         None, help="blocks whose tokens are used, counted from 1", metavar="L,..", unset="the backbone's own"
     )
@@ -128,7 +131,7 @@ class MuScConfig:
         "configuration holds what was decided", metavar="WHITE", unset="from the values of all images and their tags",
     )  # fmt: skip
     map_size: int | None = _setting(
-        None, help="side of the anomaly maps in pixels", metavar="PX", least=1,
+        None, help="side of the anomaly maps in pixels, the short one of rectangles", metavar="PX", least=1,
         unset="the image size, which with tiles is that of each tile",
     )  # fmt: skip
     batch_size: int = _setting(8, help="images per forward pass", metavar="B", least=1)
@@ -158,6 +161,8 @@ class MuScConfig:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", as_size(self.image_size))
         if isinstance(self.weights, Path):
             object.__setattr__(self, "weights", str(self.weights))
 
@@ -275,7 +280,7 @@ def _is_of(value: Any, hint: Any) -> bool:
     """Whether a value is of the kind that a setting's type names."""
     kinds = get_args(hint)
     if NoneType in kinds:
-        return value is None or _is_of(value, kinds[0])
+        return value is None or any(_is_of(value, kind) for kind in kinds if kind is not NoneType)
     if get_origin(hint) is tuple:
         fixed = Ellipsis not in kinds
         right = isinstance(value, tuple) and (not fixed or len(value) == len(kinds))

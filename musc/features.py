@@ -28,6 +28,7 @@ from musc.datasets.base import Sample, Skipped
 from musc.datasets.images import content_key, preprocess, read_image
 from musc.errors import ConfigError, DataError
 from musc.saving import whole
+from musc.sizes import written
 
 CACHE_VERSION = 2  # part of every address: raise it when the meaning of the stored tokens changes
 
@@ -265,7 +266,7 @@ def _forward(backbone: Backbone, images: Tensor, half: bool) -> Iterator[dict[st
     if tokens is None:  # here, and not where it was caught: the exception keeps the failed attempt's tensors alive
         if len(images) == 1:
             raise ConfigError(
-                f"memory on {backbone.device} does not hold one image of {backbone.image_size} px in "
+                f"memory on {backbone.device} does not hold one image of {written(backbone.image_size)} px in "
                 f"{backbone.spec.name}: take a smaller image_size or network, or another device."
             )
         for part in images.split(-(-len(images) // 2)):

@@ -23,6 +23,7 @@ from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample
 from musc.datasets.copies import copies, copies_note
 from musc.datasets.images import content_key
+from musc.datasets.proportions import input_size
 from musc.datasets.values import ValueRange, value_range
 from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references, extract
@@ -33,6 +34,7 @@ from musc.results.evaluation import evaluate, read_truth
 from musc.scoring import tiles
 from musc.scoring.aggregation import SalientTokens
 from musc.scoring.maps import anomaly_maps, patch_scores, rescored
+from musc.sizes import Size, scaled, short_side
 from musc.sources import numerical_version
 
 Rescore = Callable[[Tensor, Tensor | None], tuple[Tensor, list[str]]]
@@ -72,11 +74,34 @@ class MuSc:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The frozen network of the configuration, on its device."""
+        """The frozen network of the configuration, on its device; with "short:448" for squares, until `fitted`."""
         c = self.config
-        return load_backbone(
-            c.backbone, weights=c.weights, image_size=c.image_size, stages=c.stages, device=self.device
-        )
+        size = short_side(c.image_size) if isinstance(c.image_size, str) else c.image_size
+        return load_backbone(c.backbone, weights=c.weights, image_size=size, stages=c.stages, device=self.device)
+
+    @property
+    def map_size(self) -> Size:
+        """Side, or (rows, columns), in pixels of the anomaly maps."""
+        c, size = self.config, self.backbone.image_size
+        if c.map_size:
+            return scaled(c.map_size, like=size)
+        return tiles.map_size(size, c.tiles, c.tile_overlap) if c.tiles > 1 else size
+
+    def fitted(self, samples: Sequence[Sample]) -> tuple[MuSc, list[str]]:
+        """This pipeline where its image_size says so; for "short:448" one with the size that these images ask for
+        (`proportions.input_size`), and a note on images of other proportions."""
+        config, notes = self._sized(samples)
+        if config is self.config:
+            return self, []
+        size = config.image_size
+        assert isinstance(size, int | tuple)
+        return MuSc(config, backbone=self.backbone.resized(size), cache=self.cache, progress=self.progress), notes
+
+    def _sized(self, samples: Sequence[Sample]) -> tuple[MuScConfig, list[str]]:
+        if (side := short_side(self.config.image_size)) is None:
+            return self.config, []
+        size, notes = input_size(samples, side, self.backbone.spec.patch_size)
+        return self.config.replace(image_size=size), notes
 
     def run(self, images: Images, references: Images | None = None) -> MuScResult:
         """Score every image of `images` by the others; with `references`, normal images join the scoring pool.
@@ -98,6 +123,11 @@ class MuSc:
         for given, what in ((category, "images"), (pool, "reference images")):
             if given is not None and not given.samples:
                 raise DataError(given.skipped[0].reason if given.skipped else f"{given.name} holds no {what}.")
+        musc, squashed = self.fitted(category.samples)
+        if musc is not self:
+            result = musc.run(category, pool)
+            result.notes = (*squashed, *result.notes)
+            return result
         timings: dict[str, float] = {}
         with _timed(timings, "extraction"):
             values = self.value_range(*category.samples, *(pool or ()))
@@ -119,7 +149,7 @@ class MuSc:
             else:
                 method = registry.build(self.config, self.backbone, category.name)
                 scores = method.score(features, reference_features)
-                maps, tokens = method_maps(method, scores, self.config.map_size or self.backbone.image_size), None
+                maps, tokens = method_maps(method, scores, self.map_size), None
                 own = image_scores(scores, maps)
         if reference_features:
             how = "alone" if self.config.references == 0 else "too"
@@ -159,7 +189,7 @@ class MuSc:
                 scores, said = (rescore or self.rescored)(raw_scores, tokens)
                 notes += said
         with _timed(timings, "metrics"):
-            truth = read_truth(category.dataset, features.samples, maps.shape[1])
+            truth = read_truth(category.dataset, features.samples, (maps.shape[1], maps.shape[2]))
             measured = evaluate(truth, scores, raw_scores, maps)
             notes += truth.notes
         known = all(s.label is not None for s in features.samples)
@@ -228,12 +258,12 @@ class MuSc:
         salient = SalientTokens(self.config) if self.config.rescoring == "rscon" else None
         if self.config.tiles > 1:
             maps = tiles.anomaly_maps(
-                features, references, self.config, image_size=self.backbone.image_size, device=self.device,
+                features, references, self.config, size=self.map_size, device=self.device,
                 extract=self.features, score=score, salient=salient,
             )  # fmt: skip
         else:
             scores = score(features, references)
-            maps = anomaly_maps(scores, self.config.map_size or self.backbone.image_size)
+            maps = anomaly_maps(scores, self.map_size)
             if salient:
                 salient.add(features, scores)
         return maps, salient.tokens if salient else features.class_tokens
@@ -258,7 +288,7 @@ class MuSc:
                     contents.append(str(error))
             return [sample.name, sample.label, sample.defect, *contents]
 
-        settings = self.config.to_dict()
+        settings = self._sized(category.samples)[0].to_dict()
         for name in ("weights", "device", "batch_size", "workers", "block"):  # change no result
             settings.pop(name)
         what: list[Any] = [numerical_version(), self.device.type, settings, self.backbone.weights_id]

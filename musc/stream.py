@@ -115,8 +115,10 @@ class Stream:
         )
 
     def _map(self, scores: Sequence[Tensor]) -> Tensor:
-        size = self.musc.config.map_size or self.musc.backbone.image_size
-        maps = [upsample(s[None].cpu(), grid, size)[0] for s, grid in zip(scores, self.pool.grids, strict=True)]
+        maps = [
+            upsample(s[None].cpu(), grid, self.musc.map_size)[0]
+            for s, grid in zip(scores, self.pool.grids, strict=True)
+        ]
         return torch.stack(maps).mean(dim=0)
 
     def _token(self, features: Features, scores: Sequence[Tensor] | None) -> Tensor | None:
@@ -259,6 +261,10 @@ def _joined(tokens: Sequence[Tensor | None]) -> Tensor | None:
 def _streamable(config: MuScConfig) -> MuScConfig:
     """`config`, checked. Raises ConfigError on settings that need the whole batch at once."""
     config.check_mutual("new images and streams")
+    if isinstance(config.image_size, str):
+        raise ConfigError(
+            f"image_size = {config.image_size!r} looks at all images at once: give (rows, columns), such as (448, 896)."
+        )
     if config.subsets > 1 or config.tiles > 1 or config.consistency != "off":
         raise ConfigError(
             f"subsets = {config.subsets}, tiles = {config.tiles}, consistency = {config.consistency!r}: they need all "

@@ -283,7 +283,7 @@ def ablate(
 
 def _measure(category: Category, musc: MuSc, features: Features, variants: dict, scores: dict) -> list[dict]:
     """The rows of `ablate`. Variants that share their maps share what is measured of pixels; threads share the maps."""
-    size = musc.config.map_size or musc.backbone.image_size
+    size = musc.map_size
     truth = read_truth(category.dataset, features.samples, size)
     same_maps: dict[tuple, list[tuple[str, str]]] = {}
     for name, v in variants.items():

@@ -17,12 +17,13 @@ from musc.errors import ConfigError
 from musc.features import Features
 from musc.scoring import consistency
 from musc.scoring.aggregation import prepared
+from musc.sizes import Size, rows_columns
 
 PatchScores = dict[tuple[int, int], Tensor]  # by patch grid (rows, columns): [N, M]
 
 
-def anomaly_maps(scores: PatchScores, size: int) -> Float[Tensor, "N size size"]:
-    """Anomaly maps of patch scores: those of every grid upsampled to size x size pixels, and added up.
+def anomaly_maps(scores: PatchScores, size: Size) -> Float[Tensor, "N H W"]:
+    """Anomaly maps of patch scores: those of every grid upsampled to `size` pixels, and added up.
 
     Example:
         >>> anomaly_maps({(2, 2): torch.tensor([[0.0, 1.0, 2.0, 3.0]]), (1, 1): torch.tensor([[10.0]])}, size=2)
@@ -120,8 +121,9 @@ def split_subsets(defects: Sequence[str], subsets: int, seed: int) -> list[Tenso
     return [torch.tensor(sorted(dealt[part::subsets])) for part in range(subsets)]
 
 
-def upsample(scores: Float[Tensor, "N M"], grid: tuple[int, int], size: int) -> Float[Tensor, "N size size"]:
-    """Patch scores [N, M] on their grid as anomaly maps [N, size, size]: bilinear, corners aligned.
+def upsample(scores: Float[Tensor, "N M"], grid: tuple[int, int], size: Size) -> Float[Tensor, "N H W"]:
+    """Patch scores [N, M] on their grid as anomaly maps of `size` pixels, a side or (rows, columns): bilinear, corners
+    aligned.
 
     Corners aligned is the released code's choice; the paper says only "upsample". No pixel exceeds the largest patch.
 
@@ -132,7 +134,7 @@ def upsample(scores: Float[Tensor, "N M"], grid: tuple[int, int], size: int) -> 
                 [2.0000, 2.5000, 3.0000]])
     """
     N, _ = scores.shape
-    maps = F.interpolate(scores.reshape(N, 1, *grid), (size, size), mode="bilinear", align_corners=True)
+    maps = F.interpolate(scores.reshape(N, 1, *grid), rows_columns(size), mode="bilinear", align_corners=True)
     return maps[:, 0]
 
 
