@@ -179,6 +179,7 @@ def compare(
         >>> table["method"].tolist(), table["setting"].tolist()
         (['musc', 'subspacead'], ['0-shot', '0-shot'])
     """
+    config.check_unused(("roi",), "comparisons")
     if config.backbone == AUTO:
         config = config.replace(backbone=choose_backbone(config.weights))
     rows = []

@@ -37,7 +37,7 @@ PAPER_WINDOWS: dict[str, tuple[float, ...]] = {"mvtec_ad": (2, 3), "btad": (2, 3
 # Settings of mutual scoring, which other methods leave at their defaults.
 MUTUAL_ONLY = (
     "degrees", "aggregation", "interval", "reduction", "rescoring", "references", "subsets", "precision",
-    "position_window", "tiles", "consistency",
+    "position_window", "tiles", "consistency", "roi",
 )  # fmt: skip
 
 
@@ -151,6 +151,11 @@ class MuScConfig:
         "rscin", help="by class tokens (rscin, Sec. 3.3), or by the tokens of the most anomalous patches (rscon, as "
         "MuSc-V2 does, whose windows are 7), for networks without a class token too", choices=RESCORINGS,
     )  # fmt: skip
+    roi: str | None = _setting(
+        None, help="region of interest: a mask that is white where it counts, a folder of masks by image name, or auto "
+        "for the foreground; patches outside neither score nor are scored, and maps are 0 there", metavar="MASK",
+        unset="the whole image",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         def require(ok: bool, name: str, remedy: str) -> None:
@@ -214,6 +219,11 @@ class MuScConfig:
             self.tiles == 1 or self.tile_pool == "position" or plain,
             "tile_pool",
             'with position_window, subsets or references only "position" works.',
+        )
+        require(
+            self.roi is None or (window == math.inf and (self.tiles == 1 or self.tile_pool == "position")),
+            "roi",
+            "leave position_window at inf, and compare tiles by position.",
         )
         require(
             self.consistency == "off" or (self.references is None and (self.tiles == 1 or self.tile_pool != "all")),

@@ -228,7 +228,7 @@ def draw_patch_scores(
     """
     check_references(features, references)
     musc.config.check_mutual("sweeps")
-    musc.config.check_unused(("references", "subsets", "tiles", "consistency"), "sweeps")
+    musc.config.check_unused(("references", "subsets", "tiles", "consistency", "roi"), "sweeps")
     c, L = musc.config, len(features.grids)
     total: dict[Draw, PatchScores] = {d: {} for d in draws}
     stages = zip(features.patch_tokens, references.patch_tokens, features.grids, strict=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from musc.methods import registry
 from musc.methods.base import image_scores, method_maps
 from musc.results import MuScResult, environment
 from musc.results.evaluation import evaluate, read_truth
-from musc.scoring import tiles
+from musc.scoring import roi, tiles
 from musc.scoring.aggregation import SalientTokens
 from musc.scoring.maps import anomaly_maps, patch_scores, rescored
 from musc.sizes import Size, scaled, short_side
@@ -131,8 +131,9 @@ class MuSc:
         timings: dict[str, float] = {}
         with _timed(timings, "extraction"):
             values = self.value_range(*category.samples, *(pool or ()))
-            features = self.features(category.samples, values)
-            reference_features = self.features(pool.samples, values) if pool else None
+            masks = self.masks(*category.samples, *(pool or ()))
+            features = self.with_region(self.features(category.samples, values), masks)
+            reference_features = self.with_region(self.features(pool.samples, values), masks) if pool else None
         if self.config.mutual and len(features) + (len(reference_features) if reference_features else 0) < 2:
             raise DataError(
                 "one image alone cannot be scored: MuSc compares images of one product with each other. "
@@ -141,7 +142,7 @@ class MuSc:
         every = [features, *([reference_features] if reference_features else [])]
         images_read = [s for f in every for s in f.samples]
         found = copies(images_read, [k for f in every for k in f.keys], torch.cat([f.summary() for f in every]))
-        notes = [*values.notes, *copies_note(images_read, found)]
+        notes = [*values.notes, *copies_note(images_read, found), *roi.notes(self.config.roi, features)]
         own: Tensor | None = None
         with _timed(timings, "mutual scoring" if self.config.mutual else self.config.method):
             if self.config.mutual:
@@ -215,6 +216,7 @@ class MuSc:
             reference_keys=references.keys if references else (),
             cache=str(self.cache.absolute()) if self.cache else "",
             root=os.path.abspath(category.root) if category.root else "",
+            region=None if features.region is None else features.region.numpy(),
         )
 
     def value_range(self, *samples: Sample) -> ValueRange:
@@ -233,6 +235,15 @@ class MuSc:
             half=c.backbone_precision == "float16",
             progress=self.progress,
         )
+
+    def masks(self, *samples: Sample) -> dict[str, Tensor]:
+        """The region of interest of each image, by name, where config.roi names files (`scoring.roi.read_masks`)."""
+        given = self.config.roi
+        return {} if given is None or given == roi.AUTO else roi.read_masks(given, samples, self.map_size)
+
+    def with_region(self, features: Features, masks: Mapping[str, Tensor]) -> Features:
+        """`features` with the region of interest that config.roi asks for; masks: from `masks`."""
+        return roi.with_region(features, self.config, self.map_size, masks)
 
     def anomaly_maps(
         self, features: Features, references: Features | None = None, notes: list[str] | None = None
@@ -263,7 +274,7 @@ class MuSc:
             )  # fmt: skip
         else:
             scores = score(features, references)
-            maps = anomaly_maps(scores, self.map_size)
+            maps = roi.blanked(anomaly_maps(roi.continued(scores, features), self.map_size), features)
             if salient:
                 salient.add(features, scores)
         return maps, salient.tokens if salient else features.class_tokens
@@ -289,12 +300,20 @@ class MuSc:
             return [sample.name, sample.label, sample.defect, *contents]
 
         settings = self._sized(category.samples)[0].to_dict()
-        for name in ("weights", "device", "batch_size", "workers", "block"):  # change no result
+        for name in (
+            "weights",
+            "device",
+            "batch_size",
+            "workers",
+            "block",
+            "roi",
+        ):  # change no result, or where it lies
             settings.pop(name)
         what: list[Any] = [numerical_version(), self.device.type, settings, self.backbone.weights_id]
         what.append([key(s) for s in category.samples])
         if references is not None:
             what.append([key(s) for s in references.samples])
+        what += roi.contents(self.config.roi, [*category.samples, *(references or ())])
         return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

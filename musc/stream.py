@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,8 +25,9 @@ from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references, stored
 from musc.pipeline import MuSc
 from musc.results import MuScResult
+from musc.scoring import roi
 from musc.scoring.aggregation import SalientTokens
-from musc.scoring.maps import PatchScores, upsample
+from musc.scoring.maps import PatchScores, anomaly_maps
 from musc.scoring.pool import MutualPool
 
 
@@ -66,11 +68,15 @@ class Stream:
             raise ConfigError(f"references = {c.references} is for whole batches: bound a stream by its capacity.")
         normal_images = as_category(references).samples if references is not None else ()
         self.values = musc.value_range(*normal_images)
-        normal = musc.features(normal_images, self.values) if normal_images else None
+        normal = self._features(normal_images) if normal_images else None
         self.references = normal
-        stages = [t.to(musc.device) for t in normal.patch_tokens] if normal else None
-        grids = musc.backbone.grids
-        self.pool = MutualPool(c, grids, capacity=capacity, keep=keep, seed=c.seed, references=stages)
+        stages = self._compared(normal) if normal else None
+        self.grids = musc.backbone.grids  # of what the pool compares, by its stages
+        if c.roi is not None:
+            per_stage = 1 if c.aggregation == "snamd" else len(c.degrees)
+            self.grids = tuple(grid for grid in self.grids for _ in range(per_stage))
+            c = c.replace(roi=None, aggregation="lnamd", degrees=(1,))
+        self.pool = MutualPool(c, self.grids, capacity=capacity, keep=keep, seed=c.seed, references=stages)
         # held images by name: their tokens; raw score and token for re-scoring when last seen
         self.known: dict[str, tuple[Features, float, Tensor | None]] = {}
 
@@ -80,16 +86,19 @@ class Stream:
         Where images have more than 8 bits and config.full_scale is not given, the first of them decides what white is.
         """
         sample = image if isinstance(image, Sample) else Sample(Path(image).as_posix(), Path(image))
-        values = value_range([sample], self.values.full_scale)
-        features = self.musc.features([sample], values)
-        self.values = values
+        before, self.values = self.values, value_range([sample], self.values.full_scale)
+        try:
+            features = self._features([sample])
+        except DataError:
+            self.values = before
+            raise
         twin = next((name for name, (f, *_) in self.known.items() if f.keys == features.keys), None)
         if twin is not None:
             raise DataError(f"{sample.name} is in the pool already as {twin}: it would score itself, and look normal.")
         if self.references:
             check_references(features, self.references)
-        scores = self.pool.push(sample.name, [t[0].to(self.musc.device) for t in features.patch_tokens])
-        map_ = None if scores is None else self._map(scores)
+        scores = self.pool.push(sample.name, [t[0] for t in self._compared(features)])
+        map_ = None if scores is None else self._map(features, scores)
         raw = math.nan if map_ is None else float(map_.max())
         self.known[sample.name] = (features, raw, self._token(features, scores))
         score = self._rescored(sample.name, raw)
@@ -102,7 +111,7 @@ class Stream:
         scores = self.pool.scores()
         parts = [self.known[name][0] for name in scores]
         features = _stack(parts)
-        maps = torch.stack([self._map(stages) for stages in scores.values()])
+        maps = torch.stack([self._map(f, stages) for f, stages in zip(parts, scores.values(), strict=True)])
         tokens = [self._token(f, stages) for f, stages in zip(parts, scores.values(), strict=True)]
         for name, drawn, token in zip(scores, maps, tokens, strict=True):
             self.known[name] = (self.known[name][0], float(drawn.max()), token)
@@ -114,21 +123,37 @@ class Stream:
             category, features, maps, pool, self.references, image_tokens=given, values=self.values, notes=[note]
         )
 
-    def _map(self, scores: Sequence[Tensor]) -> Tensor:
-        maps = [
-            upsample(s[None].cpu(), grid, self.musc.map_size)[0]
-            for s, grid in zip(scores, self.pool.grids, strict=True)
-        ]
-        return torch.stack(maps).mean(dim=0)
+    def _features(self, samples: Sequence[Sample]) -> Features:
+        found = self.musc.features(samples, self.values)
+        return self.musc.with_region(found, self.musc.masks(*found.samples))
+
+    def _compared(self, features: Features) -> list[Tensor]:
+        """What the pool compares, [n, M, _] per stage: raw tokens; with a region, aggregated ones of the patches
+        inside, per stage and degree."""
+        c, device = self.musc.config, self.musc.device
+        if features.region is None:
+            return [t.to(device) for t in features.patch_tokens]
+        stages = enumerate(features.grids)
+        return [t for n, (H, W) in stages for t in roi.kept(features, n, c, device, H * W)]
+
+    def _by_grid(self, features: Features, scores: Sequence[Tensor]) -> PatchScores:
+        """Eq. 3 of one image, by patch grid: the mean over stages of the pool's scores."""
+        found: PatchScores = {}
+        for grid, s in zip(self.grids, scores, strict=True):
+            row = s[None].cpu()
+            row = row if features.region is None else roi.spread(row, roi.inside(features, grid))
+            found[grid] = found.get(grid, 0) + row / len(scores)
+        return found
+
+    def _map(self, features: Features, scores: Sequence[Tensor]) -> Tensor:
+        by_grid = roi.continued(self._by_grid(features, scores), features)
+        return roi.blanked(anomaly_maps(by_grid, self.musc.map_size), features)[0]
 
     def _token(self, features: Features, scores: Sequence[Tensor] | None) -> Tensor | None:
         """[1, D], what re-scoring compares of one image: see `MuSc.maps_and_tokens`."""
         if self.musc.config.rescoring == "rscin" or scores is None:
             return features.class_tokens
-        by_grid: PatchScores = {}
-        for grid, s in zip(self.pool.grids, scores, strict=True):
-            by_grid[grid] = by_grid.get(grid, 0) + s[None].cpu()
-        return SalientTokens(self.musc.config).add(features, by_grid)
+        return SalientTokens(self.musc.config).add(features, self._by_grid(features, scores))
 
     def _rescored(self, name: str, raw: float) -> float:
         """RsCIN among the images held and this one, with the raw scores that were last computed of each."""
@@ -183,6 +208,9 @@ def score_against(
         raise DataError(category.skipped[0].reason if category.skipped else f"{category.name} holds no images.")
     values = musc.value_range(*category.samples)  # by the earlier result's full_scale, where it has one
     features = _new_ones(musc.features(category.samples, values), pool)
+    if config.roi is not None:
+        pool = _with_its_region(pool, earlier, musc)
+        features = musc.with_region(features, _masks(features, earlier, musc))
     maps, image_tokens = musc.maps_and_tokens(features, pool)
 
     def rescore(raw: Tensor, class_tokens: Tensor | None) -> tuple[Tensor, list[str]]:
@@ -225,6 +253,27 @@ def _pool(earlier: MuScResult, keys: list[str], names: list[str], musc: MuSc) ->
         return found
 
 
+def _with_its_region(pool: Features, earlier: MuScResult, musc: MuSc) -> Features:
+    """The pool with the region that the earlier result was scored in."""
+    if musc.config.roi == roi.AUTO:
+        return musc.with_region(pool, {})
+    saved = earlier.region
+    if saved is None or (len(saved) > 1 and earlier.reference_keys):
+        raise ConfigError(
+            f"roi = {musc.config.roi}: of the reference images of {earlier.category} the regions are not kept; give "
+            "one mask for all images."
+        )
+    return roi.marked(pool, torch.from_numpy(np.array(saved)))
+
+
+def _masks(features: Features, earlier: MuScResult, musc: MuSc) -> dict[str, Tensor]:
+    """The regions of new images; of one mask for all images that is gone, what the earlier result keeps."""
+    saved, given = earlier.region, musc.config.roi or ""
+    if given != roi.AUTO and not Path(given).exists() and saved is not None and len(saved) == 1:
+        return dict.fromkeys((s.name for s in features.samples), torch.from_numpy(np.array(saved[0])))
+    return musc.masks(*features.samples)
+
+
 def _new_ones(features: Features, pool: Features) -> Features:
     """`features` without the images that are in the pool already, which are named as skipped."""
     where = dict(zip(pool.keys, pool.samples, strict=True))
@@ -251,6 +300,7 @@ def _stack(parts: Sequence[Features]) -> Features:
         parts[0].grids,
         tuple(p.samples[0] for p in parts),
         keys=tuple(p.keys[0] for p in parts),
+        region=_joined([p.region for p in parts]),
     )
 
 

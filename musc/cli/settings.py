@@ -66,6 +66,8 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("weights", "random") != "random":
         given["weights"] = str(Path(given["weights"]).expanduser().absolute())
+    if given.get("roi", "auto") != "auto":
+        given["roi"] = str(Path(given["roi"]).expanduser().absolute())
     return given
 
 

@@ -40,7 +40,8 @@ from musc.sources import numerical_version
 DEGREES = (1, 3, 5, 7, 9, 13)  # all that any table asks for
 CHUNK_BYTES = 256 << 20  # distances sorted at a time
 # Settings that a variant sets itself, or that no distance of Eq. 1 among all images can show.
-IGNORED = ("degrees", "interval", "reduction", "subsets", "references", "position_window", "tiles", "consistency")
+IGNORED = ("degrees", "interval", "reduction", "subsets", "references", "position_window", "tiles", "consistency",
+           "roi")  # fmt: skip
 THREADS = 4  # at most, each of which holds a category's maps and their sort
 
 

@@ -15,7 +15,7 @@ from musc import msm, rscin
 from musc.config import MuScConfig
 from musc.errors import ConfigError
 from musc.features import Features
-from musc.scoring import consistency
+from musc.scoring import consistency, roi
 from musc.scoring.aggregation import prepared
 from musc.sizes import Size, rows_columns
 
@@ -74,15 +74,25 @@ def _mutual_scores(
     notes: list[str] | None,
     progress: bool,
 ) -> Float[Tensor, "N M"]:
-    """Eq. 1-3 over `stages`, which share one grid; with `consistency`, corrected for defects that images share."""
+    """Eq. 1-3 over `stages`, which share one grid; with `consistency`, corrected for defects that images share.
+
+    With a region, of the patches inside alone; those outside have 0."""
     c, grid = config, features.grids[stages[0]]
-    tokens, degrees = _ready(features, stages, c, device)
-    extra = _ready(references, stages, c, device)[0] if references else None
+    patches = None
+    if features.region is None:
+        tokens, degrees = _ready(features, stages, c, device)
+        extra = _ready(references, stages, c, device)[0] if references else None
+    else:
+        patches, K = roi.inside(features, grid), roi.most_inside(features, references, grid)
+        tokens, degrees = [t for n in stages for t in roi.kept(features, n, c, device, K)], (1,)
+        extra = [t for n in stages for t in roi.kept(references, n, c, device, K)] if references else None
+        grid = (1, K)
     if c.consistency == "off":
-        return msm.mutual_scores(
+        found = msm.mutual_scores(
             tokens, degrees, c.interval, c.reduction, references=extra, pool=c.references, seed=c.seed, grid=grid,
             precision=c.precision, block=c.block, position_window=c.position_window, progress=progress,
         )  # fmt: skip
+        return found if patches is None else roi.spread(found, patches)
     if references:
         raise ConfigError('consistency works without reference images: leave one of the two out ("off").')
     scores, groups = consistency.mutual_scores(
@@ -91,7 +101,7 @@ def _mutual_scores(
     )  # fmt: skip
     if notes is not None:
         notes += consistency.describe(groups, [sample.name for sample in features.samples])
-    return scores
+    return scores if patches is None else roi.spread(scores, patches)
 
 
 def _ready(

@@ -23,6 +23,7 @@ from musc.datasets.base import Sample, Source
 from musc.datasets.images import content_key, read_image
 from musc.errors import ConfigError
 from musc.features import Features
+from musc.scoring import roi
 from musc.scoring.aggregation import SalientTokens, prepared
 from musc.sizes import Size, rows_columns
 
@@ -180,20 +181,27 @@ def anomaly_maps(
             raise ConfigError(f"{found.skipped[0].name} cannot be read any more: {found.skipped[0].reason}")
         return found
 
+    def marked(tile: Features, t: int, of: Features) -> Features:
+        if of.region is None:
+            return tile
+        down, across = (spans(c.tiles, c.tile_overlap)[k] for k in divmod(t, c.tiles))
+        return replace(tile, region=roi.cut(of.region, across, down))
+
     every = [extracted([*cuts, *extra], t) for t in range(T)] if c.tile_pool == "all" else []
     for t in range(T):
-        tile = every[t].take(range(N)) if every else extracted(cuts, t)
+        tile = every[t].take(range(N)) if every else marked(extracted(cuts, t), t, features)
         if every:
             patch_scores = _scores_among_all(every, t, N, c, device)
         else:
-            patch_scores = score(tile, extracted(extra, t) if extra else None)
+            normal = marked(extracted(extra, t), t, references) if references else None
+            patch_scores = roi.scores_of_those_inside(score, tile, normal)
         if salient:
             salient.add(tile, patch_scores)
-        for grid, scores in patch_scores.items():
+        for grid, scores in roi.continued(patch_scores, tile).items():
             H, W = grid
             whole = F.interpolate(scores.cpu().reshape(N, 1, H, W), stitcher.shape(t), mode="bilinear")[:, 0]
             stitcher.add(t, whole)
-    return stitcher.maps
+    return roi.blanked(stitcher.maps, features)
 
 
 def _scores_among_all(
