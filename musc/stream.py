@@ -165,6 +165,76 @@ class Stream:
         return float(final[list(scored).index(name)])
 
 
+class Against:
+    """The pool of an earlier result, loaded once, to score new images by: see `score_against`.
+
+    earlier, cache, device, progress: as there.
+
+    Example:
+        >>> import tempfile
+        >>> from musc.datasets import load_category
+        >>> tile = load_category("synthetic", name="tile", good=3, defects=1)
+        >>> config = MuScConfig(weights="random", image_size=64, workers=0, device="cpu")
+        >>> earlier = MuSc(config, cache=tempfile.mkdtemp()).run(replace(tile, samples=tile.samples[1:]))
+        >>> Against(earlier, device="cpu").score(replace(tile, samples=tile.samples[:1])).paths
+        ('test/chip/000.png',)
+    """
+
+    def __init__(
+        self, earlier: MuScResult, *, cache: Path | str | None = None, device: str = "auto", progress: bool = False
+    ) -> None:
+        place = Path(cache) if cache else Path(earlier.cache) if earlier.cache else None
+        plus = earlier.config.references == 0  # MuSc+: its pool are the references alone
+        names = [] if plus else list(earlier.paths)
+        keys = [*([] if plus else earlier.keys), *earlier.reference_keys]
+        names += [f"reference {j}" for j in range(len(earlier.reference_keys))]
+        warned = earlier.config.consistency == "warn"  # which changes no score
+        config = earlier.config.replace(consistency="off") if warned else earlier.config
+        config = _streamable(config.replace(subsets=1, references=0, device=device))
+        self.earlier, self.musc = earlier, MuSc(config, cache=place, progress=progress)
+        if self.musc.backbone.weights_id != earlier.weights:
+            raise ConfigError(
+                f"the result was made with the weights {earlier.weights}, and here {config.backbone} has "
+                f"{self.musc.backbone.weights_id}: use the same weights, or run the earlier images again."
+            )
+        self.pool = _pool(earlier, keys, names, self.musc)
+        if config.roi is not None:
+            self.pool = _with_its_region(self.pool, earlier, self.musc)
+
+    def score(self, images: Images) -> MuScResult:
+        """Score new images. Raises DataError where none is new and readable."""
+        musc, pool, earlier = self.musc, self.pool, self.earlier
+        category = as_category(images)
+        if not category.samples:
+            raise DataError(category.skipped[0].reason if category.skipped else f"{category.name} holds no images.")
+        values = musc.value_range(*category.samples)  # by the earlier result's full_scale, where it has one
+        features = _new_ones(musc.features(category.samples, values), pool)
+        if musc.config.roi is not None:
+            features = musc.with_region(features, _masks(features, earlier, musc))
+        maps, image_tokens = musc.maps_and_tokens(features, pool)
+        result = musc.assemble(
+            category, features, maps, None, pool, image_tokens=image_tokens, rescore=self._rescored, values=values,
+            notes=[f"scored against {len(pool)} images of {earlier.dataset} {earlier.category}."],
+        )  # fmt: skip
+        result.category = f"{category.name}_against_{earlier.category}"
+        result.threshold = earlier.threshold
+        digest = hashlib.blake2b("".join([result.fingerprint, *pool.keys]).encode(), digest_size=16)
+        result.fingerprint = digest.hexdigest()
+        return result
+
+    def _rescored(self, raw: Tensor, class_tokens: Tensor | None) -> tuple[Tensor, list[str]]:
+        """RsCIN of each new image among the pool's raw scores, as they were, and its own."""
+        earlier, scores, notes = self.earlier, torch.empty_like(raw), list[str]()
+        for i in range(len(raw)):
+            joint = torch.cat([torch.from_numpy(earlier.raw_image_scores), raw[i : i + 1]])
+            tokens = None
+            if class_tokens is not None and earlier.class_tokens is not None:
+                tokens = torch.cat([torch.from_numpy(earlier.class_tokens), class_tokens[i : i + 1].float()])
+            final, notes = self.musc.rescored(joint, tokens)
+            scores[i] = final[-1]
+        return scores, notes
+
+
 def score_against(
     images: Images,
     earlier: MuScResult,
@@ -188,50 +258,7 @@ def score_against(
         DataError: neither the pool's tokens nor its images are there, or no image is new and readable.
         ConfigError: other weights.
     """
-    place = Path(cache) if cache else Path(earlier.cache) if earlier.cache else None
-    plus = earlier.config.references == 0  # MuSc+: its pool are the references alone
-    names = [] if plus else list(earlier.paths)
-    keys = [*([] if plus else earlier.keys), *earlier.reference_keys]
-    names += [f"reference {j}" for j in range(len(earlier.reference_keys))]
-    warned = earlier.config.consistency == "warn"  # which changes no score
-    config = earlier.config.replace(consistency="off") if warned else earlier.config
-    config = _streamable(config.replace(subsets=1, references=0, device=device))
-    musc = MuSc(config, cache=place, progress=progress)
-    if musc.backbone.weights_id != earlier.weights:
-        raise ConfigError(
-            f"the result was made with the weights {earlier.weights}, and here {config.backbone} has "
-            f"{musc.backbone.weights_id}: use the same weights, or run the earlier images again."
-        )
-    pool = _pool(earlier, keys, names, musc)
-    category = as_category(images)
-    if not category.samples:
-        raise DataError(category.skipped[0].reason if category.skipped else f"{category.name} holds no images.")
-    values = musc.value_range(*category.samples)  # by the earlier result's full_scale, where it has one
-    features = _new_ones(musc.features(category.samples, values), pool)
-    if config.roi is not None:
-        pool = _with_its_region(pool, earlier, musc)
-        features = musc.with_region(features, _masks(features, earlier, musc))
-    maps, image_tokens = musc.maps_and_tokens(features, pool)
-
-    def rescore(raw: Tensor, class_tokens: Tensor | None) -> tuple[Tensor, list[str]]:
-        scores, notes = torch.empty_like(raw), list[str]()
-        for i in range(len(raw)):
-            joint = torch.cat([torch.from_numpy(earlier.raw_image_scores), raw[i : i + 1]])
-            tokens = None
-            if class_tokens is not None and earlier.class_tokens is not None:
-                tokens = torch.cat([torch.from_numpy(earlier.class_tokens), class_tokens[i : i + 1].float()])
-            final, notes = musc.rescored(joint, tokens)
-            scores[i] = final[-1]
-        return scores, notes
-
-    note = f"scored against {len(pool)} images of {earlier.dataset} {earlier.category}."
-    result = musc.assemble(
-        category, features, maps, None, pool, image_tokens=image_tokens, rescore=rescore, values=values, notes=[note]
-    )
-    result.category = f"{category.name}_against_{earlier.category}"
-    result.threshold = earlier.threshold
-    result.fingerprint = hashlib.blake2b("".join([result.fingerprint, *pool.keys]).encode(), digest_size=16).hexdigest()
-    return result
+    return Against(earlier, cache=cache, device=device, progress=progress).score(images)
 
 
 def _pool(earlier: MuScResult, keys: list[str], names: list[str], musc: MuSc) -> Features:
