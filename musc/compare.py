@@ -179,17 +179,18 @@ def compare(
         >>> table["method"].tolist(), table["setting"].tolist()
         (['musc', 'subspacead'], ['0-shot', '0-shot'])
     """
+    config.check_unused(("roi",), "comparisons")
     if config.backbone == AUTO:
         config = config.replace(backbone=choose_backbone(config.weights))
     rows = []
     for category in categories:
         if not category.labeled:
             raise DataError(f"{category.name} has images without labels: a comparison measures, and needs them.")
-        base = MuSc(config, backbone=backbone, cache=cache, progress=False)
+        base, _ = MuSc(config, backbone=backbone, cache=cache, progress=False).fitted(category.samples)
         backbone = base.backbone  # loaded once
         tokens = Tokens(base, category)
         for name in methods:
-            chosen = of_method(config, name)
+            chosen = of_method(base.config, name)
             pool = references(category, name)
             registry.check(chosen, pool is not None)
             file = folder / f"{category.name}-{name}-{_digest(MuSc(chosen, backbone=backbone), category, pool)}.json"
@@ -217,9 +218,9 @@ def _measure(category: Category, name: str, config: MuScConfig, pool: Category |
         start = time.perf_counter()
         scores = method.score(features, normal)
         seconds = time.perf_counter() - start
-    maps = method_maps(method, scores, config.map_size or musc.backbone.image_size)
+    maps = method_maps(method, scores, musc.map_size)
     final = image_scores(scores, maps)
-    found = evaluate(read_truth(category.dataset, features.samples, maps.shape[1]), final, final, maps)
+    found = evaluate(read_truth(category.dataset, features.samples, (maps.shape[1], maps.shape[2])), final, final, maps)
     groups = {**found, "pixel": found.get(f"pixel_{config.mask_protocol}", {})}
     shots = 0 if normal is None else len(normal)
     row: dict[str, Any] = {"dataset": category.dataset, "category": category.name, "method": name}

@@ -14,6 +14,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from musc.errors import ConfigError
+from musc.sizes import as_size
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 BACKBONE_PRECISIONS = ("float32", "float16")
@@ -36,7 +37,7 @@ PAPER_WINDOWS: dict[str, tuple[float, ...]] = {"mvtec_ad": (2, 3), "btad": (2, 3
 # Settings of mutual scoring, which other methods leave at their defaults.
 MUTUAL_ONLY = (
     "degrees", "aggregation", "interval", "reduction", "rescoring", "references", "subsets", "precision",
-    "position_window", "tiles", "consistency",
+    "position_window", "tiles", "consistency", "roi",
 )  # fmt: skip
 
 
@@ -74,9 +75,11 @@ class MuScConfig:
     weights: str | None = _setting(
         None, help='local weight file, or "random" for an untrained network', metavar="FILE", unset="the backbone's own"
     )
-    image_size: int | None = _setting(
-        None, help="side of the square input in pixels", metavar="PX", least=1, unset="the backbone's own"
-    )
+    image_size: int | tuple[int, int] | str | None = _setting(
+        None, help="side of the square input in pixels; HxW for rows and columns of a rectangle, or short:448 for the "
+        "images' own proportions (of most of them; the others are squashed to these) with a short side of 448",
+        metavar="PX", unset="the backbone's own",
+    )  # fmt: skip
     stages: tuple[int, ...] | None = _setting(
         None, help="blocks whose tokens are used, counted from 1", metavar="L,..", unset="the backbone's own"
     )
@@ -128,7 +131,7 @@ class MuScConfig:
         "configuration holds what was decided", metavar="WHITE", unset="from the values of all images and their tags",
     )  # fmt: skip
     map_size: int | None = _setting(
-        None, help="side of the anomaly maps in pixels", metavar="PX", least=1,
+        None, help="side of the anomaly maps in pixels, the short one of rectangles", metavar="PX", least=1,
         unset="the image size, which with tiles is that of each tile",
     )  # fmt: skip
     batch_size: int = _setting(8, help="images per forward pass", metavar="B", least=1)
@@ -148,6 +151,11 @@ class MuScConfig:
         "rscin", help="by class tokens (rscin, Sec. 3.3), or by the tokens of the most anomalous patches (rscon, as "
         "MuSc-V2 does, whose windows are 7), for networks without a class token too", choices=RESCORINGS,
     )  # fmt: skip
+    roi: str | None = _setting(
+        None, help="region of interest: a mask that is white where it counts, a folder of masks by image name, or auto "
+        "for the foreground; patches outside neither score nor are scored, and maps are 0 there", metavar="MASK",
+        unset="the whole image",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         def require(ok: bool, name: str, remedy: str) -> None:
@@ -158,6 +166,8 @@ class MuScConfig:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", as_size(self.image_size))
         if isinstance(self.weights, Path):
             object.__setattr__(self, "weights", str(self.weights))
 
@@ -209,6 +219,11 @@ class MuScConfig:
             self.tiles == 1 or self.tile_pool == "position" or plain,
             "tile_pool",
             'with position_window, subsets or references only "position" works.',
+        )
+        require(
+            self.roi is None or (window == math.inf and (self.tiles == 1 or self.tile_pool == "position")),
+            "roi",
+            "leave position_window at inf, and compare tiles by position.",
         )
         require(
             self.consistency == "off" or (self.references is None and (self.tiles == 1 or self.tile_pool != "all")),
@@ -275,7 +290,7 @@ def _is_of(value: Any, hint: Any) -> bool:
     """Whether a value is of the kind that a setting's type names."""
     kinds = get_args(hint)
     if NoneType in kinds:
-        return value is None or _is_of(value, kinds[0])
+        return value is None or any(_is_of(value, kind) for kind in kinds if kind is not NoneType)
     if get_origin(hint) is tuple:
         fixed = Ellipsis not in kinds
         right = isinstance(value, tuple) and (not fixed or len(value) == len(kinds))

@@ -28,6 +28,7 @@ from musc.datasets.base import Sample, Skipped
 from musc.datasets.images import content_key, preprocess, read_image
 from musc.errors import ConfigError, DataError
 from musc.saving import whole
+from musc.sizes import written
 
 CACHE_VERSION = 2  # part of every address: raise it when the meaning of the stored tokens changes
 
@@ -36,7 +37,8 @@ CACHE_VERSION = 2  # part of every address: raise it when the meaning of the sto
 class Features:
     """The tokens of N images: per stage l, patch_tokens[l] is [N, M_l, C_l], laid out on the grid grids[l] = (H, W)
     with M = H * W, row by row; class_tokens is [N, D] or None. samples are the images that were read, in order; keys
-    their contents' digests (`content_key`), which are also their names in the cache."""
+    their contents' digests (`content_key`), which are also their names in the cache. region: [N, H, W], or [1, H, W]
+    for all images, True where patches take part in scoring (`scoring.roi`); None: everywhere."""
 
     patch_tokens: list[Tensor]
     class_tokens: Tensor | None
@@ -44,6 +46,7 @@ class Features:
     samples: tuple[Sample, ...]
     skipped: tuple[Skipped, ...] = ()
     keys: tuple[str, ...] = ()
+    region: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -64,6 +67,7 @@ class Features:
             tuple(self.samples[i] for i in index.tolist()),
             self.skipped,
             tuple(self.keys[i] for i in index.tolist()) if self.keys else (),
+            self.region if self.region is None or len(self.region) == 1 < len(self) else self.region[index],
         )
 
 
@@ -265,7 +269,7 @@ def _forward(backbone: Backbone, images: Tensor, half: bool) -> Iterator[dict[st
     if tokens is None:  # here, and not where it was caught: the exception keeps the failed attempt's tensors alive
         if len(images) == 1:
             raise ConfigError(
-                f"memory on {backbone.device} does not hold one image of {backbone.image_size} px in "
+                f"memory on {backbone.device} does not hold one image of {written(backbone.image_size)} px in "
                 f"{backbone.spec.name}: take a smaller image_size or network, or another device."
             )
         for part in images.split(-(-len(images) // 2)):

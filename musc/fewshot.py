@@ -207,7 +207,7 @@ def draw_maps(features: Features, references: Features, draws: Sequence[Draw], m
         >>> [(d.method, d.setting, tuple(m.shape)) for d, m in maps.items()][1:]
         [('MuSc', 'full-shot', (3, 64, 64)), ('MuSc+', 'full-shot', (3, 64, 64))]
     """
-    size = musc.config.map_size or musc.backbone.image_size
+    size = musc.map_size
     found = draw_patch_scores(features, references, draws, musc)
     return {d: anomaly_maps(scores, size) for d, scores in found.items()}
 
@@ -228,7 +228,7 @@ def draw_patch_scores(
     """
     check_references(features, references)
     musc.config.check_mutual("sweeps")
-    musc.config.check_unused(("references", "subsets", "tiles", "consistency"), "sweeps")
+    musc.config.check_unused(("references", "subsets", "tiles", "consistency", "roi"), "sweeps")
     c, L = musc.config, len(features.grids)
     total: dict[Draw, PatchScores] = {d: {} for d in draws}
     stages = zip(features.patch_tokens, references.patch_tokens, features.grids, strict=True)
@@ -293,6 +293,7 @@ def sweep(
     if not category.labeled:
         raise DataError(f"{category.name} has images without labels: a sweep measures, and needs them.")
     pool = references or reference_category(category)
+    musc, _ = musc.fitted(category.samples)
     plan = {"shots": list(shots), "seeds": seeds, "methods": list(methods), "pixels": pixels}
     digest = hashlib.blake2b(f"{musc.fingerprint(category, pool)}{json.dumps(plan)}".encode(), digest_size=8)
     finished = folder / f"fewshot-{category.name}-{digest.hexdigest()}.csv" if folder else None
@@ -313,7 +314,7 @@ def sweep(
 def _measure(
     category: Category, musc: MuSc, features: Features, scores: Mapping[Draw, PatchScores], pixels: bool
 ) -> list[dict]:
-    size = musc.config.map_size or musc.backbone.image_size
+    size = musc.map_size
     truth, rows = read_truth(category.dataset, features.samples, size if pixels else None), []
     for d, patch_scores in scores.items():
         drawn = anomaly_maps(patch_scores, size)

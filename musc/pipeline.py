@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample
 from musc.datasets.copies import copies, copies_note
 from musc.datasets.images import content_key
+from musc.datasets.proportions import input_size
 from musc.datasets.values import ValueRange, value_range
 from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references, extract
@@ -30,9 +31,10 @@ from musc.methods import registry
 from musc.methods.base import image_scores, method_maps
 from musc.results import MuScResult, environment
 from musc.results.evaluation import evaluate, read_truth
-from musc.scoring import tiles
+from musc.scoring import roi, tiles
 from musc.scoring.aggregation import SalientTokens
 from musc.scoring.maps import anomaly_maps, patch_scores, rescored
+from musc.sizes import Size, scaled, short_side
 from musc.sources import numerical_version
 
 Rescore = Callable[[Tensor, Tensor | None], tuple[Tensor, list[str]]]
@@ -72,11 +74,34 @@ class MuSc:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The frozen network of the configuration, on its device."""
+        """The frozen network of the configuration, on its device; with "short:448" for squares, until `fitted`."""
         c = self.config
-        return load_backbone(
-            c.backbone, weights=c.weights, image_size=c.image_size, stages=c.stages, device=self.device
-        )
+        size = short_side(c.image_size) if isinstance(c.image_size, str) else c.image_size
+        return load_backbone(c.backbone, weights=c.weights, image_size=size, stages=c.stages, device=self.device)
+
+    @property
+    def map_size(self) -> Size:
+        """Side, or (rows, columns), in pixels of the anomaly maps."""
+        c, size = self.config, self.backbone.image_size
+        if c.map_size:
+            return scaled(c.map_size, like=size)
+        return tiles.map_size(size, c.tiles, c.tile_overlap) if c.tiles > 1 else size
+
+    def fitted(self, samples: Sequence[Sample]) -> tuple[MuSc, list[str]]:
+        """This pipeline where its image_size says so; for "short:448" one with the size that these images ask for
+        (`proportions.input_size`), and a note on images of other proportions."""
+        config, notes = self._sized(samples)
+        if config is self.config:
+            return self, []
+        size = config.image_size
+        assert isinstance(size, int | tuple)
+        return MuSc(config, backbone=self.backbone.resized(size), cache=self.cache, progress=self.progress), notes
+
+    def _sized(self, samples: Sequence[Sample]) -> tuple[MuScConfig, list[str]]:
+        if (side := short_side(self.config.image_size)) is None:
+            return self.config, []
+        size, notes = input_size(samples, side, self.backbone.spec.patch_size)
+        return self.config.replace(image_size=size), notes
 
     def run(self, images: Images, references: Images | None = None) -> MuScResult:
         """Score every image of `images` by the others; with `references`, normal images join the scoring pool.
@@ -98,11 +123,17 @@ class MuSc:
         for given, what in ((category, "images"), (pool, "reference images")):
             if given is not None and not given.samples:
                 raise DataError(given.skipped[0].reason if given.skipped else f"{given.name} holds no {what}.")
+        musc, squashed = self.fitted(category.samples)
+        if musc is not self:
+            result = musc.run(category, pool)
+            result.notes = (*squashed, *result.notes)
+            return result
         timings: dict[str, float] = {}
         with _timed(timings, "extraction"):
             values = self.value_range(*category.samples, *(pool or ()))
-            features = self.features(category.samples, values)
-            reference_features = self.features(pool.samples, values) if pool else None
+            masks = self.masks(*category.samples, *(pool or ()))
+            features = self.with_region(self.features(category.samples, values), masks)
+            reference_features = self.with_region(self.features(pool.samples, values), masks) if pool else None
         if self.config.mutual and len(features) + (len(reference_features) if reference_features else 0) < 2:
             raise DataError(
                 "one image alone cannot be scored: MuSc compares images of one product with each other. "
@@ -111,7 +142,7 @@ class MuSc:
         every = [features, *([reference_features] if reference_features else [])]
         images_read = [s for f in every for s in f.samples]
         found = copies(images_read, [k for f in every for k in f.keys], torch.cat([f.summary() for f in every]))
-        notes = [*values.notes, *copies_note(images_read, found)]
+        notes = [*values.notes, *copies_note(images_read, found), *roi.notes(self.config.roi, features)]
         own: Tensor | None = None
         with _timed(timings, "mutual scoring" if self.config.mutual else self.config.method):
             if self.config.mutual:
@@ -119,7 +150,7 @@ class MuSc:
             else:
                 method = registry.build(self.config, self.backbone, category.name)
                 scores = method.score(features, reference_features)
-                maps, tokens = method_maps(method, scores, self.config.map_size or self.backbone.image_size), None
+                maps, tokens = method_maps(method, scores, self.map_size), None
                 own = image_scores(scores, maps)
         if reference_features:
             how = "alone" if self.config.references == 0 else "too"
@@ -159,7 +190,7 @@ class MuSc:
                 scores, said = (rescore or self.rescored)(raw_scores, tokens)
                 notes += said
         with _timed(timings, "metrics"):
-            truth = read_truth(category.dataset, features.samples, maps.shape[1])
+            truth = read_truth(category.dataset, features.samples, (maps.shape[1], maps.shape[2]))
             measured = evaluate(truth, scores, raw_scores, maps)
             notes += truth.notes
         known = all(s.label is not None for s in features.samples)
@@ -185,6 +216,7 @@ class MuSc:
             reference_keys=references.keys if references else (),
             cache=str(self.cache.absolute()) if self.cache else "",
             root=os.path.abspath(category.root) if category.root else "",
+            region=None if features.region is None else features.region.numpy(),
         )
 
     def value_range(self, *samples: Sample) -> ValueRange:
@@ -203,6 +235,15 @@ class MuSc:
             half=c.backbone_precision == "float16",
             progress=self.progress,
         )
+
+    def masks(self, *samples: Sample) -> dict[str, Tensor]:
+        """The region of interest of each image, by name, where config.roi names files (`scoring.roi.read_masks`)."""
+        given = self.config.roi
+        return {} if given is None or given == roi.AUTO else roi.read_masks(given, samples, self.map_size)
+
+    def with_region(self, features: Features, masks: Mapping[str, Tensor]) -> Features:
+        """`features` with the region of interest that config.roi asks for; masks: from `masks`."""
+        return roi.with_region(features, self.config, self.map_size, masks)
 
     def anomaly_maps(
         self, features: Features, references: Features | None = None, notes: list[str] | None = None
@@ -228,12 +269,12 @@ class MuSc:
         salient = SalientTokens(self.config) if self.config.rescoring == "rscon" else None
         if self.config.tiles > 1:
             maps = tiles.anomaly_maps(
-                features, references, self.config, image_size=self.backbone.image_size, device=self.device,
+                features, references, self.config, size=self.map_size, device=self.device,
                 extract=self.features, score=score, salient=salient,
             )  # fmt: skip
         else:
             scores = score(features, references)
-            maps = anomaly_maps(scores, self.config.map_size or self.backbone.image_size)
+            maps = roi.blanked(anomaly_maps(roi.continued(scores, features), self.map_size), features)
             if salient:
                 salient.add(features, scores)
         return maps, salient.tokens if salient else features.class_tokens
@@ -258,13 +299,21 @@ class MuSc:
                     contents.append(str(error))
             return [sample.name, sample.label, sample.defect, *contents]
 
-        settings = self.config.to_dict()
-        for name in ("weights", "device", "batch_size", "workers", "block"):  # change no result
+        settings = self._sized(category.samples)[0].to_dict()
+        for name in (
+            "weights",
+            "device",
+            "batch_size",
+            "workers",
+            "block",
+            "roi",
+        ):  # change no result, or where it lies
             settings.pop(name)
         what: list[Any] = [numerical_version(), self.device.type, settings, self.backbone.weights_id]
         what.append([key(s) for s in category.samples])
         if references is not None:
             what.append([key(s) for s in references.samples])
+        what += roi.contents(self.config.roi, [*category.samples, *(references or ())])
         return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

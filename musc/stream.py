@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,8 +25,9 @@ from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references, stored
 from musc.pipeline import MuSc
 from musc.results import MuScResult
+from musc.scoring import roi
 from musc.scoring.aggregation import SalientTokens
-from musc.scoring.maps import PatchScores, upsample
+from musc.scoring.maps import PatchScores, anomaly_maps
 from musc.scoring.pool import MutualPool
 
 
@@ -66,11 +68,15 @@ class Stream:
             raise ConfigError(f"references = {c.references} is for whole batches: bound a stream by its capacity.")
         normal_images = as_category(references).samples if references is not None else ()
         self.values = musc.value_range(*normal_images)
-        normal = musc.features(normal_images, self.values) if normal_images else None
+        normal = self._features(normal_images) if normal_images else None
         self.references = normal
-        stages = [t.to(musc.device) for t in normal.patch_tokens] if normal else None
-        grids = musc.backbone.grids
-        self.pool = MutualPool(c, grids, capacity=capacity, keep=keep, seed=c.seed, references=stages)
+        stages = self._compared(normal) if normal else None
+        self.grids = musc.backbone.grids  # of what the pool compares, by its stages
+        if c.roi is not None:
+            per_stage = 1 if c.aggregation == "snamd" else len(c.degrees)
+            self.grids = tuple(grid for grid in self.grids for _ in range(per_stage))
+            c = c.replace(roi=None, aggregation="lnamd", degrees=(1,))
+        self.pool = MutualPool(c, self.grids, capacity=capacity, keep=keep, seed=c.seed, references=stages)
         # held images by name: their tokens; raw score and token for re-scoring when last seen
         self.known: dict[str, tuple[Features, float, Tensor | None]] = {}
 
@@ -80,16 +86,19 @@ class Stream:
         Where images have more than 8 bits and config.full_scale is not given, the first of them decides what white is.
         """
         sample = image if isinstance(image, Sample) else Sample(Path(image).as_posix(), Path(image))
-        values = value_range([sample], self.values.full_scale)
-        features = self.musc.features([sample], values)
-        self.values = values
+        before, self.values = self.values, value_range([sample], self.values.full_scale)
+        try:
+            features = self._features([sample])
+        except DataError:
+            self.values = before
+            raise
         twin = next((name for name, (f, *_) in self.known.items() if f.keys == features.keys), None)
         if twin is not None:
             raise DataError(f"{sample.name} is in the pool already as {twin}: it would score itself, and look normal.")
         if self.references:
             check_references(features, self.references)
-        scores = self.pool.push(sample.name, [t[0].to(self.musc.device) for t in features.patch_tokens])
-        map_ = None if scores is None else self._map(scores)
+        scores = self.pool.push(sample.name, [t[0] for t in self._compared(features)])
+        map_ = None if scores is None else self._map(features, scores)
         raw = math.nan if map_ is None else float(map_.max())
         self.known[sample.name] = (features, raw, self._token(features, scores))
         score = self._rescored(sample.name, raw)
@@ -102,7 +111,7 @@ class Stream:
         scores = self.pool.scores()
         parts = [self.known[name][0] for name in scores]
         features = _stack(parts)
-        maps = torch.stack([self._map(stages) for stages in scores.values()])
+        maps = torch.stack([self._map(f, stages) for f, stages in zip(parts, scores.values(), strict=True)])
         tokens = [self._token(f, stages) for f, stages in zip(parts, scores.values(), strict=True)]
         for name, drawn, token in zip(scores, maps, tokens, strict=True):
             self.known[name] = (self.known[name][0], float(drawn.max()), token)
@@ -114,19 +123,37 @@ class Stream:
             category, features, maps, pool, self.references, image_tokens=given, values=self.values, notes=[note]
         )
 
-    def _map(self, scores: Sequence[Tensor]) -> Tensor:
-        size = self.musc.config.map_size or self.musc.backbone.image_size
-        maps = [upsample(s[None].cpu(), grid, size)[0] for s, grid in zip(scores, self.pool.grids, strict=True)]
-        return torch.stack(maps).mean(dim=0)
+    def _features(self, samples: Sequence[Sample]) -> Features:
+        found = self.musc.features(samples, self.values)
+        return self.musc.with_region(found, self.musc.masks(*found.samples))
+
+    def _compared(self, features: Features) -> list[Tensor]:
+        """What the pool compares, [n, M, _] per stage: raw tokens; with a region, aggregated ones of the patches
+        inside, per stage and degree."""
+        c, device = self.musc.config, self.musc.device
+        if features.region is None:
+            return [t.to(device) for t in features.patch_tokens]
+        stages = enumerate(features.grids)
+        return [t for n, (H, W) in stages for t in roi.kept(features, n, c, device, H * W)]
+
+    def _by_grid(self, features: Features, scores: Sequence[Tensor]) -> PatchScores:
+        """Eq. 3 of one image, by patch grid: the mean over stages of the pool's scores."""
+        found: PatchScores = {}
+        for grid, s in zip(self.grids, scores, strict=True):
+            row = s[None].cpu()
+            row = row if features.region is None else roi.spread(row, roi.inside(features, grid))
+            found[grid] = found.get(grid, 0) + row / len(scores)
+        return found
+
+    def _map(self, features: Features, scores: Sequence[Tensor]) -> Tensor:
+        by_grid = roi.continued(self._by_grid(features, scores), features)
+        return roi.blanked(anomaly_maps(by_grid, self.musc.map_size), features)[0]
 
     def _token(self, features: Features, scores: Sequence[Tensor] | None) -> Tensor | None:
         """[1, D], what re-scoring compares of one image: see `MuSc.maps_and_tokens`."""
         if self.musc.config.rescoring == "rscin" or scores is None:
             return features.class_tokens
-        by_grid: PatchScores = {}
-        for grid, s in zip(self.pool.grids, scores, strict=True):
-            by_grid[grid] = by_grid.get(grid, 0) + s[None].cpu()
-        return SalientTokens(self.musc.config).add(features, by_grid)
+        return SalientTokens(self.musc.config).add(features, self._by_grid(features, scores))
 
     def _rescored(self, name: str, raw: float) -> float:
         """RsCIN among the images held and this one, with the raw scores that were last computed of each."""
@@ -136,6 +163,76 @@ class Stream:
         tokens = _joined([token for _, token in scored.values()])
         final, _ = self.musc.rescored(torch.tensor([r for r, _ in scored.values()]), tokens)
         return float(final[list(scored).index(name)])
+
+
+class Against:
+    """The pool of an earlier result, loaded once, to score new images by: see `score_against`.
+
+    earlier, cache, device, progress: as there.
+
+    Example:
+        >>> import tempfile
+        >>> from musc.datasets import load_category
+        >>> tile = load_category("synthetic", name="tile", good=3, defects=1)
+        >>> config = MuScConfig(weights="random", image_size=64, workers=0, device="cpu")
+        >>> earlier = MuSc(config, cache=tempfile.mkdtemp()).run(replace(tile, samples=tile.samples[1:]))
+        >>> Against(earlier, device="cpu").score(replace(tile, samples=tile.samples[:1])).paths
+        ('test/chip/000.png',)
+    """
+
+    def __init__(
+        self, earlier: MuScResult, *, cache: Path | str | None = None, device: str = "auto", progress: bool = False
+    ) -> None:
+        place = Path(cache) if cache else Path(earlier.cache) if earlier.cache else None
+        plus = earlier.config.references == 0  # MuSc+: its pool are the references alone
+        names = [] if plus else list(earlier.paths)
+        keys = [*([] if plus else earlier.keys), *earlier.reference_keys]
+        names += [f"reference {j}" for j in range(len(earlier.reference_keys))]
+        warned = earlier.config.consistency == "warn"  # which changes no score
+        config = earlier.config.replace(consistency="off") if warned else earlier.config
+        config = _streamable(config.replace(subsets=1, references=0, device=device))
+        self.earlier, self.musc = earlier, MuSc(config, cache=place, progress=progress)
+        if self.musc.backbone.weights_id != earlier.weights:
+            raise ConfigError(
+                f"the result was made with the weights {earlier.weights}, and here {config.backbone} has "
+                f"{self.musc.backbone.weights_id}: use the same weights, or run the earlier images again."
+            )
+        self.pool = _pool(earlier, keys, names, self.musc)
+        if config.roi is not None:
+            self.pool = _with_its_region(self.pool, earlier, self.musc)
+
+    def score(self, images: Images) -> MuScResult:
+        """Score new images. Raises DataError where none is new and readable."""
+        musc, pool, earlier = self.musc, self.pool, self.earlier
+        category = as_category(images)
+        if not category.samples:
+            raise DataError(category.skipped[0].reason if category.skipped else f"{category.name} holds no images.")
+        values = musc.value_range(*category.samples)  # by the earlier result's full_scale, where it has one
+        features = _new_ones(musc.features(category.samples, values), pool)
+        if musc.config.roi is not None:
+            features = musc.with_region(features, _masks(features, earlier, musc))
+        maps, image_tokens = musc.maps_and_tokens(features, pool)
+        result = musc.assemble(
+            category, features, maps, None, pool, image_tokens=image_tokens, rescore=self._rescored, values=values,
+            notes=[f"scored against {len(pool)} images of {earlier.dataset} {earlier.category}."],
+        )  # fmt: skip
+        result.category = f"{category.name}_against_{earlier.category}"
+        result.threshold = earlier.threshold
+        digest = hashlib.blake2b("".join([result.fingerprint, *pool.keys]).encode(), digest_size=16)
+        result.fingerprint = digest.hexdigest()
+        return result
+
+    def _rescored(self, raw: Tensor, class_tokens: Tensor | None) -> tuple[Tensor, list[str]]:
+        """RsCIN of each new image among the pool's raw scores, as they were, and its own."""
+        earlier, scores, notes = self.earlier, torch.empty_like(raw), list[str]()
+        for i in range(len(raw)):
+            joint = torch.cat([torch.from_numpy(earlier.raw_image_scores), raw[i : i + 1]])
+            tokens = None
+            if class_tokens is not None and earlier.class_tokens is not None:
+                tokens = torch.cat([torch.from_numpy(earlier.class_tokens), class_tokens[i : i + 1].float()])
+            final, notes = self.musc.rescored(joint, tokens)
+            scores[i] = final[-1]
+        return scores, notes
 
 
 def score_against(
@@ -161,47 +258,7 @@ def score_against(
         DataError: neither the pool's tokens nor its images are there, or no image is new and readable.
         ConfigError: other weights.
     """
-    place = Path(cache) if cache else Path(earlier.cache) if earlier.cache else None
-    plus = earlier.config.references == 0  # MuSc+: its pool are the references alone
-    names = [] if plus else list(earlier.paths)
-    keys = [*([] if plus else earlier.keys), *earlier.reference_keys]
-    names += [f"reference {j}" for j in range(len(earlier.reference_keys))]
-    warned = earlier.config.consistency == "warn"  # which changes no score
-    config = earlier.config.replace(consistency="off") if warned else earlier.config
-    config = _streamable(config.replace(subsets=1, references=0, device=device))
-    musc = MuSc(config, cache=place, progress=progress)
-    if musc.backbone.weights_id != earlier.weights:
-        raise ConfigError(
-            f"the result was made with the weights {earlier.weights}, and here {config.backbone} has "
-            f"{musc.backbone.weights_id}: use the same weights, or run the earlier images again."
-        )
-    pool = _pool(earlier, keys, names, musc)
-    category = as_category(images)
-    if not category.samples:
-        raise DataError(category.skipped[0].reason if category.skipped else f"{category.name} holds no images.")
-    values = musc.value_range(*category.samples)  # by the earlier result's full_scale, where it has one
-    features = _new_ones(musc.features(category.samples, values), pool)
-    maps, image_tokens = musc.maps_and_tokens(features, pool)
-
-    def rescore(raw: Tensor, class_tokens: Tensor | None) -> tuple[Tensor, list[str]]:
-        scores, notes = torch.empty_like(raw), list[str]()
-        for i in range(len(raw)):
-            joint = torch.cat([torch.from_numpy(earlier.raw_image_scores), raw[i : i + 1]])
-            tokens = None
-            if class_tokens is not None and earlier.class_tokens is not None:
-                tokens = torch.cat([torch.from_numpy(earlier.class_tokens), class_tokens[i : i + 1].float()])
-            final, notes = musc.rescored(joint, tokens)
-            scores[i] = final[-1]
-        return scores, notes
-
-    note = f"scored against {len(pool)} images of {earlier.dataset} {earlier.category}."
-    result = musc.assemble(
-        category, features, maps, None, pool, image_tokens=image_tokens, rescore=rescore, values=values, notes=[note]
-    )
-    result.category = f"{category.name}_against_{earlier.category}"
-    result.threshold = earlier.threshold
-    result.fingerprint = hashlib.blake2b("".join([result.fingerprint, *pool.keys]).encode(), digest_size=16).hexdigest()
-    return result
+    return Against(earlier, cache=cache, device=device, progress=progress).score(images)
 
 
 def _pool(earlier: MuScResult, keys: list[str], names: list[str], musc: MuSc) -> Features:
@@ -221,6 +278,27 @@ def _pool(earlier: MuScResult, keys: list[str], names: list[str], musc: MuSc) ->
             changed = next(n for n, k in zip(names, keys, strict=True) if k not in found.keys)
             raise DataError(f"{changed} has changed since {earlier.category} was scored: run that again.") from error
         return found
+
+
+def _with_its_region(pool: Features, earlier: MuScResult, musc: MuSc) -> Features:
+    """The pool with the region that the earlier result was scored in."""
+    if musc.config.roi == roi.AUTO:
+        return musc.with_region(pool, {})
+    saved = earlier.region
+    if saved is None or (len(saved) > 1 and earlier.reference_keys):
+        raise ConfigError(
+            f"roi = {musc.config.roi}: of the reference images of {earlier.category} the regions are not kept; give "
+            "one mask for all images."
+        )
+    return roi.marked(pool, torch.from_numpy(np.array(saved)))
+
+
+def _masks(features: Features, earlier: MuScResult, musc: MuSc) -> dict[str, Tensor]:
+    """The regions of new images; of one mask for all images that is gone, what the earlier result keeps."""
+    saved, given = earlier.region, musc.config.roi or ""
+    if given != roi.AUTO and not Path(given).exists() and saved is not None and len(saved) == 1:
+        return dict.fromkeys((s.name for s in features.samples), torch.from_numpy(np.array(saved[0])))
+    return musc.masks(*features.samples)
 
 
 def _new_ones(features: Features, pool: Features) -> Features:
@@ -249,6 +327,7 @@ def _stack(parts: Sequence[Features]) -> Features:
         parts[0].grids,
         tuple(p.samples[0] for p in parts),
         keys=tuple(p.keys[0] for p in parts),
+        region=_joined([p.region for p in parts]),
     )
 
 
@@ -259,6 +338,10 @@ def _joined(tokens: Sequence[Tensor | None]) -> Tensor | None:
 def _streamable(config: MuScConfig) -> MuScConfig:
     """`config`, checked. Raises ConfigError on settings that need the whole batch at once."""
     config.check_mutual("new images and streams")
+    if isinstance(config.image_size, str):
+        raise ConfigError(
+            f"image_size = {config.image_size!r} looks at all images at once: give (rows, columns), such as (448, 896)."
+        )
     if config.subsets > 1 or config.tiles > 1 or config.consistency != "off":
         raise ConfigError(
             f"subsets = {config.subsets}, tiles = {config.tiles}, consistency = {config.consistency!r}: they need all "

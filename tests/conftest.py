@@ -108,6 +108,15 @@ def pixel_backbone():
     return build
 
 
+@pytest.fixture(scope="session")
+def disturbed():
+    """Runs commands in processes that are killed, or told by the file system that it will not."""
+    from disturbed import Disturbed
+
+    with Disturbed() as run:
+        yield run
+
+
 @pytest.fixture
 def photos(tmp_path):
     """A flat folder of six photographs of one product: a gradient with noise; the last one has a dark spot."""

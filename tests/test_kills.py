@@ -8,7 +8,6 @@ import shutil
 
 import numpy as np
 import pytest
-from disturbed import Disturbed
 from PIL import Image
 
 SIZE = ["--image-size", "32"]
@@ -21,12 +20,6 @@ COMMANDS = {
     "reproduce": ["reproduce", "table_5", "--category", "tile", "--images", "3", *TINY[:4], *SIZE],
 }
 KILLED = -9
-
-
-@pytest.fixture(scope="module")
-def disturbed():
-    with Disturbed() as run:
-        yield run
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from musc import MuSc, MuScConfig, lnamd
 from musc.datasets.base import Category, Sample
 from musc.errors import ConfigError
 from musc.scoring import tiles
+from musc.sizes import rows_columns
 
 LAYOUTS = [(1, 0.25), (2, 0.0), (2, 0.25), (3, 0.3), (4, 0.5), (5, 0.1)]
 
@@ -28,13 +29,14 @@ def test_spans_cover_the_image_with_the_overlap_asked_for(count, overlap):
 
 
 @pytest.mark.parametrize(("count", "overlap"), LAYOUTS)
-@pytest.mark.parametrize("size", [64, 101])
+@pytest.mark.parametrize("size", [64, 101, (64, 150)])
 def test_stitched_tiles_of_a_map_are_the_map(count, overlap, size):
-    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    whole = torch.stack([torch.full((size, size), 7.0), 3 * x - 2.0 * y + 5, torch.sin(0.3 * x) * y])  # [3, size, size]
+    rows, columns = rows_columns(size)
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    whole = torch.stack([torch.full((rows, columns), 7.0), 3 * x - 2.0 * y + 5, torch.sin(0.3 * x) * y])  # [3, H, W]
     stitcher = tiles.Stitcher(3, size, count, overlap)
     for t in range(count**2):
-        (top, bottom), (left, right) = stitcher.places[t // count], stitcher.places[t % count]
+        (top, bottom), (left, right) = stitcher.down[t // count], stitcher.across[t % count]
         assert stitcher.shape(t) == (bottom - top, right - left)
         stitcher.add(t, whole[:, top:bottom, left:right])
     torch.testing.assert_close(stitcher.maps, whole, atol=1e-4, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from musc.backbones.embedded import EMBEDDED_WEIGHTS
 from musc.backbones.fetch import AUTO, choose_backbone, locate
 from musc.backbones.registry import BACKBONES, CLASS_TOKENS, BackboneSpec, find_backbone
 from musc.errors import ConfigError
+from musc.sizes import Size, rows_columns, written
 
 __all__ = [
     "AUTO",
@@ -46,10 +48,10 @@ class Tokens(NamedTuple):
 class Backbone:
     """A frozen network in evaluation mode on its device, with one input size and some stages.
 
-    spec: what it is. image_size: side of the square input in pixels. stages: blocks whose output is taken, counted
-    from 1. weights_id: identifies the loaded weights ("blake2b:..." of a local file, repository and revision of one
-    from the hub, "random-seed0" of an untrained network). mean, std, interpolation: preprocessing. grids: (H, W) in
-    patches per stage.
+    spec: what it is. image_size: side of the square input in pixels, or (rows, columns) of a rectangle. stages: blocks
+    whose output is taken, counted from 1. weights_id: identifies the loaded weights ("blake2b:..." of a local file,
+    repository and revision of one from the hub, "random-seed0" of an untrained network). mean, std, interpolation:
+    preprocessing. grids: (H, W) in patches per stage.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class Backbone:
         spec: BackboneSpec,
         network: nn.Module,
         *,
-        image_size: int,
+        image_size: Size,
         stages: tuple[int, ...],
         weights_id: str,
         device: torch.device | str = "cpu",
+        again: Callable[[Size], Backbone] | None = None,
     ) -> None:
         self.spec = spec
         self.image_size = image_size
@@ -70,6 +73,19 @@ class Backbone:
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.grids = spec.grids(image_size, stages)
         self._run = networks.runner(spec)
+        self._again = again
+
+    def resized(self, image_size: Size) -> Backbone:
+        """The same network for another input size, its position embedding fitted anew: from the stored one, which is
+        read again. Raises ConfigError where the size does not work, or this backbone came from no file."""
+        if self.spec.check_image_size(image_size) == self.image_size:
+            return self
+        if self._again is None:
+            raise ConfigError(
+                f"image_size = {written(image_size)}: this {self.spec.name} was built for {written(self.image_size)}. "
+                "Load it by `load_backbone` with that size."
+            )
+        return self._again(image_size)
 
     @property
     def mean(self) -> tuple[float, float, float]:
@@ -87,15 +103,15 @@ class Backbone:
     def __call__(self, images: Float[Tensor, "B 3 H W"], *, class_token: bool = True) -> Tokens:
         """Patch tokens of each stage, in the order of `stages`, and the class tokens.
 
-        images: [B, 3, image_size, image_size], normalised with `mean` and `std`, on the backbone's device. class_token:
-        the class token needs the whole network; with False, the blocks above the last stage are left out.
+        images: [B, 3, rows, columns] of `image_size`, normalised with `mean` and `std`, on the backbone's device.
+        class_token: the class token needs the whole network; with False, the blocks above the last stage are left out.
         What the tokens have passed differs by family, as in the released code. CLIP and Swin: patch tokens are the
         raw output of the block. DINO and DINOv2: they pass the final LayerNorm. The class token: see
         `CLASS_TOKENS[spec.class_token]`. Raises ConfigError on images of another size.
         """
-        size = self.image_size
-        if images.shape[-2:] != (size, size):
-            raise ConfigError(f"images of {tuple(images.shape[-2:])} pixels: this backbone takes {size} x {size}.")
+        rows, columns = rows_columns(self.image_size)
+        if images.shape[-2:] != (rows, columns):
+            raise ConfigError(f"images of {tuple(images.shape[-2:])} pixels: this backbone takes {rows} x {columns}.")
         ascending = sorted(self.stages)
         tokens, class_tokens = self._run(self.network, images, ascending, class_token)
         if self.spec.class_token in ("unit", "pooled") and class_tokens is not None:
@@ -108,7 +124,7 @@ def load_backbone(
     name: str,
     *,
     weights: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     stages: tuple[int, ...] | None = None,
     device: torch.device | str = "cpu",
 ) -> Backbone:
@@ -119,7 +135,8 @@ def load_backbone(
         weights: None for the backbone's own (from the package, this machine, the hub or the package index; see
             `musc.backbones.fetch`); a local file, safetensors or torch, with the library's own key names (the originals
             of OpenAI, DINO, DINOv2 and Swin too); or the word "random" for an untrained network (seed 0).
-        image_size: side of the square input in pixels, a multiple of the patch size (None: the spec's).
+        image_size: side of the square input in pixels, or (rows, columns), multiples of the patch size (None: the
+            spec's).
         stages: blocks counted from 1 (None: the ends of four equal parts, Sec. 4; Swin's own four).
         device: where it runs.
 
@@ -151,8 +168,16 @@ def load_backbone(
         path, weights_id = locate(spec, weights)
         state = weight_files.read_state_dict(path)
         network = networks.build(spec, image_size, draw=False)
-        weight_files.load_strictly(network, weight_files.fit(state, spec, network, path), spec, path)
-    return Backbone(spec, network, image_size=image_size, stages=stages, weights_id=weights_id, device=device)
+        rows, columns = rows_columns(image_size)
+        grid = rows // spec.patch_size, columns // spec.patch_size
+        weight_files.load_strictly(network, weight_files.fit(state, spec, network, path, grid), spec, path)
+
+    def again(size: Size) -> Backbone:
+        return load_backbone(name, weights=weights, image_size=size, stages=stages, device=device)
+
+    return Backbone(
+        spec, network, image_size=image_size, stages=stages, weights_id=weights_id, device=device, again=again
+    )
 
 
 def resolve_device(name: str) -> torch.device:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from musc.backbones import embedded
 from musc.backbones.registry import BackboneSpec, embedded_spec
 from musc.backbones.torchvision_guard import ready_torchvision
+from musc.sizes import Size
 
 # (network, images, stages in ascending order, whether to compute the class token) -> stage tokens, class tokens
 Run = Callable[[nn.Module, Tensor, list[int], bool], tuple[list[Tensor], Tensor | None]]
 
 
-def build(spec: BackboneSpec, image_size: int, *, draw: bool) -> nn.Module:
+def build(spec: BackboneSpec, image_size: Size, *, draw: bool) -> nn.Module:
     """The network for that input size; with `draw`, its weights are drawn (seed 0), otherwise they are to be loaded."""
     with _seeded():
         if spec.library == "open_clip":
@@ -33,7 +34,7 @@ def build(spec: BackboneSpec, image_size: int, *, draw: bool) -> nn.Module:
         )
 
 
-def _build_clip(spec: BackboneSpec, image_size: int, draw: bool) -> nn.Module:
+def _build_clip(spec: BackboneSpec, image_size: Size, draw: bool) -> nn.Module:
     """CLIP's image tower alone: building the text tower as well would double time and memory."""
     ready_torchvision()
     import open_clip

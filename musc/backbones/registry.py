@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from musc.backbones.embedded import ViTConfig
 from musc.errors import ConfigError
+from musc.sizes import Size, as_size, rows_columns
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -67,22 +68,30 @@ class BackboneSpec:
     about: str = ""
     wheel: Wheel | None = None
 
-    def grids(self, image_size: int, stages: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    def grids(self, image_size: Size, stages: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
         """(H_l, W_l), the patch grid of each stage; each stage of Swin halves the one before, rounding up."""
-        side = image_size // self.patch_size
-        sides = [-(-side // 2 ** (stage - 1)) if self.family == "Swin" else side for stage in stages]
-        return tuple((s, s) for s in sides)
+        rows, columns = (side // self.patch_size for side in rows_columns(image_size))
+        fewer = [2 ** (stage - 1) if self.family == "Swin" else 1 for stage in stages]
+        return tuple((-(-rows // n), -(-columns // n)) for n in fewer)
 
-    def check_image_size(self, image_size: int | None) -> int:
-        """The side in pixels to use. Raises ConfigError where the patch size does not divide it."""
-        size, patch = image_size or self.image_size, self.patch_size
-        if size < patch or size % patch:
-            below, above = size // patch * patch, (size // patch + 1) * patch
-            nearest = f"{below} or {above}" if below else str(above)
+    def check_image_size(self, image_size: Size | None) -> Size:
+        """The size in pixels to use: a side, or (rows, columns). Raises ConfigError where the patch size does not
+        divide it, or a Swin is to take a rectangle."""
+        size, patch = as_size(image_size or self.image_size), self.patch_size
+        assert not isinstance(size, str)
+        if self.family == "Swin" and not isinstance(size, int):
             raise ConfigError(
-                f"image_size = {size}: {self.name} cuts images into patches of {patch} x {patch} pixels; the "
-                f"nearest sizes that work are {nearest}."
+                f"image_size = {size}: {self.name} moves windows over a square grid, and takes squares alone. Give one "
+                "side, or choose a ViT for rectangles."
             )
+        for side in rows_columns(size):
+            if side < patch or side % patch:
+                below, above = side // patch * patch, (side // patch + 1) * patch
+                nearest = f"{below} or {above}" if below else str(above)
+                raise ConfigError(
+                    f"image_size = {size}: {self.name} cuts images into patches of {patch} x {patch} pixels; the "
+                    f"nearest sizes that work are {nearest}{'' if isinstance(size, int) else f' in place of {side}'}."
+                )
         return size
 
     def check_stages(self, stages: tuple[int, ...] | None) -> tuple[int, ...]:

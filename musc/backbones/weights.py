@@ -137,8 +137,12 @@ class _Bounded(io.BufferedReader):
         return super().read(left if size is None or size < 0 else min(size, max(left, 0)))
 
 
-def fit(state: dict[str, Tensor], spec: BackboneSpec, network: nn.Module, path: Path) -> dict[str, Tensor]:
+def fit(
+    state: dict[str, Tensor], spec: BackboneSpec, network: nn.Module, path: Path, grid: tuple[int, int] | None = None
+) -> dict[str, Tensor]:
     """The tensors of `state` that `network` needs, under its names, its position embedding resized to its grid.
+
+    grid: (rows, columns) in patches; square where not given.
 
     CLIP: the image tower alone. timm: without the classifier. Raises WeightsError where the file is of a network that
     was trained with another grid of patches.
@@ -157,13 +161,17 @@ def fit(state: dict[str, Tensor], spec: BackboneSpec, network: nn.Module, path: 
     state = {key: t for key, t in state.items() if not key.startswith("head.") and key != "mask_token"}
     key = "positional_embedding" if spec.library == "open_clip" else "pos_embed"
     if key in state and key in (target := network.state_dict()):
-        state[key] = _fit_position(state[key], target[key], spec, path)
+        state[key] = _fit_position(state[key], target[key], spec, path, grid)
     return state
 
 
-def _fit_position(stored: Tensor, target: Tensor, spec: BackboneSpec, path: Path) -> Tensor:
+def _fit_position(
+    stored: Tensor, target: Tensor, spec: BackboneSpec, path: Path, grid: tuple[int, int] | None
+) -> Tensor:
     tokens, wanted = stored.shape[-2] - 1, target.shape[-2] - 1
-    if tokens == wanted or stored.ndim != target.ndim or stored.shape[-1] != target.shape[-1]:
+    rows, columns = grid or (math.isqrt(wanted), math.isqrt(wanted))
+    same = tokens == wanted and rows == columns  # 14 x 14 patches are as many as 7 x 28
+    if same or stored.ndim != target.ndim or stored.shape[-1] != target.shape[-1]:
         return stored  # nothing to resize, or `load_strictly` says what is wrong
     native = spec.native_size // spec.patch_size
     if tokens != native**2:
@@ -171,9 +179,8 @@ def _fit_position(stored: Tensor, target: Tensor, spec: BackboneSpec, path: Path
             f"{path}: its position embedding has {tokens} patches, and that of {spec.name} has {native} x {native}: "
             f"weights of another model. {remedy(spec)}"
         )
-    prefix, grid = stored[..., :1, :], stored[..., 1:, :].reshape(native, native, -1)
-    side = math.isqrt(wanted)
-    resized = rearrange(resize_position(grid, side, side, spec.position), "h w c -> (h w) c")
+    prefix, square = stored[..., :1, :], stored[..., 1:, :].reshape(native, native, -1)
+    resized = rearrange(resize_position(square, rows, columns, spec.position), "h w c -> (h w) c")
     return torch.cat([prefix, resized.expand(*prefix.shape[:-2], -1, -1)], dim=-2)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 from musc import __version__
-from musc.cli import backbones, compare, datasets, evaluate, reproduce, rscin, run, score, weights
+from musc.cli import backbones, compare, datasets, evaluate, reproduce, rscin, run, score, watch, weights
 from musc.cli.failures import CLOSED_PIPE, FAILED, INTERRUPTED, report
 from musc.cli.options import Parser
 
@@ -21,6 +21,7 @@ examples:
   musc run photos/ --backbone ViT-L-14-336 --device cuda      with the paper's backbone, on a GPU
   musc run photos/ --reference-images normal/   some images known to be normal help to score the others
   musc score new/ --against results/folder/photos      new images, by those of an earlier run
+  musc watch incoming/ --against results/folder/photos   whatever arrives in a folder, by those of an earlier run
   musc evaluate synthetic                   the built-in data set: no download, no network
   musc evaluate mvtec_anomaly_detection/ --backbone ViT-L-14-336 --category bottle,cable
   musc compare synthetic --methods musc,muscv2,anomalydino   other methods on the same tokens
@@ -59,7 +60,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"musc {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (run, evaluate, compare, score, datasets, rscin, reproduce, backbones, weights):
+    for command in (run, evaluate, compare, score, watch, datasets, rscin, reproduce, backbones, weights):
         command.add_parser(commands)
     for sub in commands.choices.values():
         sub.add_argument("-v", "--verbose", action="store_true", help="notes, timings, and tracebacks of errors")

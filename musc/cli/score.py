@@ -67,7 +67,7 @@ def score(args: argparse.Namespace) -> int:
     if args.threshold is not None:
         earlier.decide(args.threshold)
     category = load_category(None, args.images[0]) if args.images[0].is_dir() else as_category(args.images)
-    cache = args.cache or _nearby_cache(place, earlier)
+    cache = args.cache or nearby_cache(place, earlier)
     result = score_against(category, earlier, cache=cache, device=args.device, progress=True)
     print_notes(result, verbose=args.verbose)
     folder = result_folder(args.out, result.dataset, result.category, result.root)
@@ -98,7 +98,7 @@ def find_result(path: Path) -> Path:
     raise ConfigError(f"--against {path}: there is no result; name the folder that holds result.json.")
 
 
-def _nearby_cache(folder: Path, earlier: MuScResult) -> Path | None:
+def nearby_cache(folder: Path, earlier: MuScResult) -> Path | None:
     """The cache that the result names; or, where results were moved with their cache, the one beside them."""
     beside = folder.resolve().parent.parent / ".cache"
     return beside if not (earlier.cache and Path(earlier.cache).is_dir()) and beside.is_dir() else None

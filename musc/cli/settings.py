@@ -11,6 +11,8 @@ from typing import Any, get_args, get_type_hints
 
 from musc.cli.options import Kind, Read, fractions, integers, one_of, windows
 from musc.config import MuScConfig
+from musc.errors import ConfigError
+from musc.sizes import REMEDY, Size, as_size
 
 FIELDS = {field.name: field for field in dataclasses.fields(MuScConfig)}
 # Settings that a command leaves open where nobody gives them, and what it takes then.
@@ -27,6 +29,16 @@ _KINDS: dict[Any, Kind] = {
 }
 
 
+def _size(text: str) -> Size | str:
+    try:
+        return as_size(text)
+    except ConfigError as error:
+        raise ValueError(text) from error
+
+
+_OWN_KINDS = {"image_size": Kind(_size, REMEDY)}  # of settings with more than one kind of value
+
+
 def add_settings(
     group: argparse._ActionsContainer, names: Sequence[str] = tuple(FIELDS), left_open: Mapping[str, str] | None = None
 ) -> None:
@@ -36,11 +48,11 @@ def add_settings(
         field, unset = FIELDS[name], (left_open or {}).get(name)
         default = field.default if unset is None else None
         choices = field.metadata["choices"]
-        (kind,) = [t for t in _alternatives(hints[name]) if t is not NoneType]
+        plain = next(t for t in _alternatives(hints[name]) if t is not NoneType)
         group.add_argument(
             f"--{name.replace('_', '-')}",
             action=Read,
-            kind=one_of(choices) if choices else _KINDS[kind],
+            kind=one_of(choices) if choices else _OWN_KINDS.get(name) or _KINDS[plain],
             default=default,
             metavar=field.metadata["metavar"] or (f"{{{','.join(choices)}}}" if choices else None),
             help=f"{field.metadata['help']} (default: {unset or field.metadata['unset'] or as_text(default)})",
@@ -54,6 +66,8 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("weights", "random") != "random":
         given["weights"] = str(Path(given["weights"]).expanduser().absolute())
+    if given.get("roi", "auto") != "auto":
+        given["roi"] = str(Path(given["roi"]).expanduser().absolute())
     return given
 
 

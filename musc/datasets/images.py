@@ -1,4 +1,4 @@
-"""Images from files to arrays: decoding, and the square input of the network. Masks are in `masks`."""
+"""Images from files to arrays: decoding, and the input of the network. Masks are in `masks`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from musc.datasets.decode import content_key, decode, describe, orientation
 from musc.datasets.masks import official_rule, read_mask, resize_mask
 from musc.datasets.values import WIDE_MODES, Scaled, to_rgb, visible
 from musc.errors import ConfigError
+from musc.sizes import Size, rows_columns
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -61,27 +62,28 @@ def image_size(source: Source) -> tuple[int, int]:
 
 def preprocess(
     image: Image.Image,
-    size: int,
+    size: Size,
     mean: Sequence[float],
     std: Sequence[float],
     interpolation: str = "bicubic",
-) -> Float[Tensor, "3 {size} {size}"]:
-    """The square network input: squash to size x size, scale to [0, 1], subtract `mean`, divide by `std` (Sec. 4).
+) -> Float[Tensor, "3 H W"]:
+    """The network input: squash to `size`, scale to [0, 1], subtract `mean`, divide by `std` (Sec. 4).
 
-    The whole picture is squashed whatever its aspect, never cropped, so every pixel gets a score. The resampling is
-    Pillow's, which antialiases, on 8-bit values: what the authors' released code does with `bicubic` for CLIP and
-    with `bilinear` for DINO and DINOv2.
+    The whole picture is squashed whatever its aspect, never cropped, so every pixel gets a score; a size in the
+    picture's own proportions squashes nothing. The resampling is Pillow's, which antialiases, on 8-bit values: what the
+    authors' released code does with `bicubic` for CLIP and with `bilinear` for DINO and DINOv2.
 
     Args:
         image: the picture; any mode that converts to RGB.
-        size: side of the input in pixels.
+        size: side of the square input in pixels, or (rows, columns).
         mean, std: three values each, in units of the [0, 1] range.
         interpolation: "bicubic" or "bilinear"; anything else raises ConfigError.
     """
     if interpolation not in RESAMPLING:
         raise ConfigError(f"interpolation = {interpolation!r}: choose one of {', '.join(RESAMPLING)}.")
-    squashed = image.convert("RGB").resize((size, size), RESAMPLING[interpolation])
-    pixels = torch.from_numpy(np.array(squashed)).permute(2, 0, 1).float() / 255  # [3, size, size]
+    rows, columns = rows_columns(size)
+    squashed = image.convert("RGB").resize((columns, rows), RESAMPLING[interpolation])
+    pixels = torch.from_numpy(np.array(squashed)).permute(2, 0, 1).float() / 255  # [3, rows, columns]
     return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 

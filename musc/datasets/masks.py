@@ -19,6 +19,7 @@ from musc.datasets.base import Source
 from musc.datasets.decode import content_key, decode, describe
 from musc.datasets.values import WIDE_MODES, to_rgb, visible
 from musc.errors import ConfigError, DataError
+from musc.sizes import Size, rows_columns
 
 FEW = 16  # distinct values of a mask that are still classes, and no grey levels of a soft edge
 IN_ALPHA = "the mask is in the alpha channel"
@@ -169,10 +170,10 @@ def mask_like(source: Path) -> bool | None:
 
 def resize_mask(
     mask: UInt8[np.ndarray, "h w"] | Bool[np.ndarray, "h w"],
-    size: int,
+    size: Size,
     protocol: str = "clean",
     rule: str | None = None,
-) -> Bool[Tensor, "{size} {size}"]:
+) -> Bool[Tensor, "H W"]:
     """The mask at the size of the anomaly maps, squashed as the images are, in one of two protocols.
 
     `clean`: nearest neighbour, then > 0.5: a pixel is anomalous where the mask says so. The one for new data.
@@ -183,17 +184,18 @@ def resize_mask(
 
     Args:
         mask: grey levels 0..255 as `read_mask` gives them, or True where anomalous.
-        size: side of the result in pixels.
+        size: side of the result in pixels, or (rows, columns).
         rule: see above and `official_rule`; only the official protocol uses it.
 
     Raises:
         ConfigError: unknown protocol, or the official one without its rule.
     """
     grey = Image.fromarray(mask.astype(np.uint8) * 255 if mask.dtype == bool else mask)
+    rows, columns = rows_columns(size)
     if protocol == "clean":
-        chosen = np.array(grey.resize((size, size), Image.Resampling.NEAREST)) > 127.5
+        chosen = np.array(grey.resize((columns, rows), Image.Resampling.NEAREST)) > 127.5
     elif protocol == "official" and rule in ("eroded", "dilated"):
-        soft = np.array(grey.resize((size, size), Image.Resampling.BILINEAR))
+        soft = np.array(grey.resize((columns, rows), Image.Resampling.BILINEAR))
         chosen = soft == 255 if rule == "eroded" else soft > 0
     else:
         raise ConfigError(

@@ -15,6 +15,7 @@ from torch import Tensor
 from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references
 from musc.scoring.maps import anomaly_maps
+from musc.sizes import Size, rows_columns
 
 
 class Blur(NamedTuple):
@@ -90,7 +91,7 @@ def mean_of_highest(scores: Float[Tensor, "N M"], share: float = 0.01) -> Float[
     return scores.topk(k, dim=1).values.mean(dim=1)
 
 
-def method_maps(method: Method, scores: Scores, size: int) -> Float[Tensor, "N size size"]:
+def method_maps(method: Method, scores: Scores, size: Size) -> Float[Tensor, "N H W"]:
     """Anomaly maps of `size` pixels: patch scores upsampled bilinearly, then the method's blur."""
     if scores.maps is not None:
         return scores.maps
@@ -98,7 +99,7 @@ def method_maps(method: Method, scores: Scores, size: int) -> Float[Tensor, "N s
         maps = anomaly_maps(dict(scores.patches), size)
     else:
         parts = [
-            F.interpolate(s.float().cpu().reshape(len(s), 1, *grid), (size, size), mode="bilinear")[:, 0]
+            F.interpolate(s.float().cpu().reshape(len(s), 1, *grid), rows_columns(size), mode="bilinear")[:, 0]
             for grid, s in scores.patches.items()
         ]
         maps = torch.stack(parts).sum(dim=0)

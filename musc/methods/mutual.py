@@ -12,19 +12,20 @@ from musc.features import Features
 from musc.methods.base import NO_BLUR, Blur, Scores, need_pool, need_references
 from musc.scoring.aggregation import SalientTokens
 from musc.scoring.maps import anomaly_maps, patch_scores, rescored
+from musc.sizes import Size
 
 
 @dataclass(frozen=True)
 class Mutual:
     """Mutual scoring by the settings of `config` (Sec. 3), from tokens alone; `MuSc.run` reads images too.
 
-    size: side of the maps in pixels, whose maximum is the image score before re-scoring.
+    size: of the maps in pixels, whose maximum is the image score before re-scoring.
     """
 
     blur: ClassVar[Blur] = NO_BLUR
     corners: ClassVar[bool] = True
     config: MuScConfig
-    size: int
+    size: Size
     device: torch.device | str = "cpu"
 
     def score(self, features: Features, references: Features | None = None) -> Scores:

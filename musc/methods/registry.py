@@ -16,6 +16,7 @@ from musc.methods.patchcore import PatchCore
 from musc.methods.spade import Spade
 from musc.methods.subspacead import SubspaceAD
 from musc.methods.winclip import WinCLIP
+from musc.sizes import scaled
 
 TITLES = {
     "musc": "MuSc",
@@ -46,6 +47,10 @@ def check(config: MuScConfig, references: bool) -> None:
         )
     if config.method != "winclip":
         return
+    if config.image_size is not None and not isinstance(config.image_size, int):
+        raise ConfigError(
+            f"image_size = {config.image_size!r}: method winclip cuts squares into windows; give one side, such as 240."
+        )
     spec = find_backbone(choose_backbone(config.weights) if config.backbone == AUTO else config.backbone)
     if spec.library != "open_clip":
         readers = ", ".join(name for name, other in BACKBONES.items() if other.library == "open_clip")
@@ -60,7 +65,7 @@ def build(config: MuScConfig, backbone: Backbone, product: str) -> Method:
 
     Raises ConfigError as `check` does, WeightsError where a text tower cannot be loaded.
     """
-    size = config.map_size or backbone.image_size
+    size = scaled(config.map_size, backbone.image_size) if config.map_size else backbone.image_size
     match config.method:
         case "patchcore":
             return PatchCore(seed=config.seed)
@@ -81,7 +86,9 @@ def build(config: MuScConfig, backbone: Backbone, product: str) -> Method:
 def _winclip(config: MuScConfig, product: str) -> WinCLIP:
     check(config, references=True)
     spec = find_backbone(config.backbone)
-    size = spec.check_image_size(config.image_size or spec.native_size)
+    side = config.image_size or spec.native_size
+    assert isinstance(side, int)  # `check` lets nothing else through
+    spec.check_image_size(side)
     device: torch.device = resolve_device(config.device)
-    clip = load_clip(spec, config.weights, size).to(device)
-    return WinCLIP(clip, product, size, spec.mean, spec.std, spec.interpolation)
+    clip = load_clip(spec, config.weights, side).to(device)
+    return WinCLIP(clip, product, side, spec.mean, spec.std, spec.interpolation)

@@ -40,7 +40,8 @@ from musc.sources import numerical_version
 DEGREES = (1, 3, 5, 7, 9, 13)  # all that any table asks for
 CHUNK_BYTES = 256 << 20  # distances sorted at a time
 # Settings that a variant sets itself, or that no distance of Eq. 1 among all images can show.
-IGNORED = ("degrees", "interval", "reduction", "subsets", "references", "position_window", "tiles", "consistency")
+IGNORED = ("degrees", "interval", "reduction", "subsets", "references", "position_window", "tiles", "consistency",
+           "roi")  # fmt: skip
 THREADS = 4  # at most, each of which holds a category's maps and their sort
 
 
@@ -283,7 +284,7 @@ def ablate(
 
 def _measure(category: Category, musc: MuSc, features: Features, variants: dict, scores: dict) -> list[dict]:
     """The rows of `ablate`. Variants that share their maps share what is measured of pixels; threads share the maps."""
-    size = musc.config.map_size or musc.backbone.image_size
+    size = musc.map_size
     truth = read_truth(category.dataset, features.samples, size)
     same_maps: dict[tuple, list[tuple[str, str]]] = {}
     for name, v in variants.items():

@@ -209,6 +209,8 @@ def profile(
 
     Raises ConfigError: an unknown name, no data root on `paper`, or a folder in none of the three layouts.
     """
+    if isinstance(image_size, str):
+        raise ConfigError(f"image_size = {image_size!r}: one size serves all categories; give a side such as 518.")
     if name not in NAMES:
         raise ConfigError(f"profile = {name!r}: choose demo (synthetic data) or paper (MVTec AD, VisA, BTAD).")
     protocol = protocol or ("clean" if name == "demo" else "official")

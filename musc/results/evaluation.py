@@ -17,11 +17,12 @@ from musc.datasets.images import image_size
 from musc.datasets.masks import how_masks_were_read, load_mask, official_rule, resize_mask
 from musc.errors import DataError
 from musc.results import Metrics
+from musc.sizes import Size, rows_columns, written
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of the images of a category: `labels` [N] (None: not of all), and `masks` per protocol, [n, S, S],
+    """What is known of the images of a category: `labels` [N] (None: not of all), and `masks` per protocol, [n, H, W],
     of the images `rows`. notes: what is missing."""
 
     labels: Tensor | None
@@ -30,7 +31,7 @@ class Truth:
     notes: list[str]
 
 
-def read_truth(dataset: str, samples: Sequence[Sample], size: int | None) -> Truth:
+def read_truth(dataset: str, samples: Sequence[Sample], size: Size | None) -> Truth:
     """Labels and masks, these at the maps' size in pixels (None: no masks); both mask protocols."""
     labels = [s.label for s in samples]
     if None in labels:
@@ -45,13 +46,13 @@ def read_truth(dataset: str, samples: Sequence[Sample], size: int | None) -> Tru
     if not native:
         return Truth(truth, [], {}, [*notes, "no pixel metrics: no masks."])
     rows = [i for i, s in enumerate(samples) if not s.label or i in native]
-    masks = {protocol: torch.zeros(len(rows), size, size, dtype=torch.bool) for protocol in MASK_PROTOCOLS}
+    masks = {protocol: torch.zeros(len(rows), *rows_columns(size), dtype=torch.bool) for protocol in MASK_PROTOCOLS}
     for protocol, stack in masks.items():
         for row, i in enumerate(rows):
             if i in native:
                 stack[row] = resize_mask(native[i], size, protocol, official_rule(dataset))
         if not stack.any():
-            notes.append(f"no pixel metrics with {protocol} masks: no pixel stays anomalous at {size} px.")
+            notes.append(f"no pixel metrics with {protocol} masks: no pixel stays anomalous at {written(size)} px.")
     return Truth(truth, rows, {name: stack for name, stack in masks.items() if stack.any()}, notes)
 
 
@@ -59,7 +60,7 @@ def evaluate(
     truth: Truth,
     scores: Float[Tensor, "N"],
     raw_scores: Float[Tensor, "N"],
-    maps: Float[Tensor, "N S S"] | None,
+    maps: Float[Tensor, "N H W"] | None,
 ) -> Metrics:
     """All seven metrics, with both mask protocols and both PROs, as far as labels and masks are known.
 

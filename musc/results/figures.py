@@ -17,20 +17,21 @@ from torch import Tensor
 from musc.datasets.base import Sample
 from musc.datasets.images import image_size, read_image, read_mask, resize_mask
 from musc.results.pictures import CMAP, CONTOUR
+from musc.sizes import Size, rows_columns
 
 BLUE, ORANGE = "#0072B2", "#D55E00"  # normal, anomalous: told apart by colour-blind eyes (Okabe and Ito)
 SERIES = (BLUE, ORANGE, "#444444")  # several curves, which markers tell apart as well
 
 
-def as_seen(samples: Sequence[Sample], size: int) -> list[NDArray[np.uint8]]:
-    """The images squashed to size x size as the backbone sees them, [size, size, 3] each."""
+def as_seen(samples: Sequence[Sample], size: Size) -> list[NDArray[np.uint8]]:
+    """The images squashed to `size` pixels as the backbone sees them, [H, W, 3] each."""
     pictures = (read_image(s.image).convert("RGB") for s in samples)
-    return [np.asarray(p.resize((size, size), Image.Resampling.BICUBIC)) for p in pictures]
+    return [np.asarray(p.resize(rows_columns(size)[::-1], Image.Resampling.BICUBIC)) for p in pictures]
 
 
-def masks_at(samples: Sequence[Sample], size: int) -> NDArray[np.bool_]:
-    """The masks at size x size (protocol `clean`), [N, size, size]; a sample without a mask has no anomalous pixel."""
-    masks = np.zeros((len(samples), size, size), dtype=bool)
+def masks_at(samples: Sequence[Sample], size: Size) -> NDArray[np.bool_]:
+    """The masks at `size` pixels (protocol `clean`), [N, H, W]; a sample without a mask has no anomalous pixel."""
+    masks = np.zeros((len(samples), *rows_columns(size)), dtype=bool)
     for i, sample in enumerate(samples):
         if sample.mask is not None:
             native = read_mask(sample.mask, image_size(sample.image), sample.name)

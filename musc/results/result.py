@@ -26,7 +26,7 @@ from musc.results.thresholds import Threshold, choose
 
 FORMAT = 2
 COLUMNS = ("path", "score", "rank", "raw_score", "decision", "label", "defect")
-DATA = ("result.json", "scores.csv", "anomaly_maps.npy", "class_tokens.npy")
+DATA = ("result.json", "scores.csv", "anomaly_maps.npy", "class_tokens.npy", "region.npy")
 PICTURES = ("overview.png", "overlays", "masks", "pictures.json")
 LARGEST = 2.0  # distance of unit vectors, and so the largest score
 Metrics = dict[str, dict[str, float]]
@@ -54,6 +54,7 @@ class MuScResult:
         keys, reference_keys, cache: contents' digests of the images and of the references, and the folder where their
             tokens are kept: what `stream.score_against` needs to score further images ("": no tokens were kept).
         root: absolute path of the category's folder, or "".
+        region: [N, H, W], or [1, H, W] for all images: True inside of the region of interest; None: everywhere.
     """
 
     dataset: str
@@ -78,6 +79,7 @@ class MuScResult:
     cache: str = ""
     root: str = ""
     threshold: Threshold | None = None
+    region: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -113,9 +115,10 @@ class MuScResult:
     def save(self, folder: Path | str) -> Path:
         """Write everything into `folder`, all or nothing: an earlier result there stays whole until this one is.
 
-        Files: result.json, scores.csv, anomaly_maps.npy, class_tokens.npy. Pictures of the earlier result go with it,
-        and files that are not of a result stay. Raises ResultError where the disk is full, the folder cannot be
-        written, or holds files of these names that are of something else; nothing is lost then.
+        Files: result.json, scores.csv, anomaly_maps.npy, and class_tokens.npy and region.npy where there are some.
+        Pictures of the earlier result go with it, and files that are not of a result stay. Raises ResultError where the
+        disk is full, the folder cannot be written, or holds files of these names that are of something else; nothing is
+        lost then.
         """
         folder = Path(folder)
         if (strange := [name for name in DATA if (folder / name).exists()]) and result_header(folder) is None:
@@ -125,6 +128,8 @@ class MuScResult:
                 np.save(new / "anomaly_maps.npy", self.anomaly_maps)
                 if self.class_tokens is not None:
                     np.save(new / "class_tokens.npy", self.class_tokens)
+                if self.region is not None:
+                    np.save(new / "region.npy", self.region)
                 self._write_csv(new / "scores.csv")
                 text = json.dumps(self._header(folder), indent=1) + "\n"
                 (new / "result.json").write_text(text, encoding="utf-8")
@@ -144,6 +149,7 @@ class MuScResult:
             with (folder / "scores.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
                 rows = list(csv.DictReader(file))
             maps = np.load(folder / "anomaly_maps.npy", mmap_mode="r")
+            region = np.load(folder / "region.npy") if (folder / "region.npy").exists() else None
             result = cls(
                 dataset=header["dataset"],
                 category=header["category"],
@@ -166,6 +172,7 @@ class MuScResult:
                 reference_keys=tuple(header["reference_keys"]),
                 cache=header["cache"],
                 root=_root_of(folder, header),
+                region=region,
                 threshold=Threshold(**header["threshold"]) if header["threshold"] else None,
             )
         except FileNotFoundError as error:

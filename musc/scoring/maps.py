@@ -15,14 +15,15 @@ from musc import msm, rscin
 from musc.config import MuScConfig
 from musc.errors import ConfigError
 from musc.features import Features
-from musc.scoring import consistency
+from musc.scoring import consistency, roi
 from musc.scoring.aggregation import prepared
+from musc.sizes import Size, rows_columns
 
 PatchScores = dict[tuple[int, int], Tensor]  # by patch grid (rows, columns): [N, M]
 
 
-def anomaly_maps(scores: PatchScores, size: int) -> Float[Tensor, "N size size"]:
-    """Anomaly maps of patch scores: those of every grid upsampled to size x size pixels, and added up.
+def anomaly_maps(scores: PatchScores, size: Size) -> Float[Tensor, "N H W"]:
+    """Anomaly maps of patch scores: those of every grid upsampled to `size` pixels, and added up.
 
     Example:
         >>> anomaly_maps({(2, 2): torch.tensor([[0.0, 1.0, 2.0, 3.0]]), (1, 1): torch.tensor([[10.0]])}, size=2)
@@ -73,15 +74,25 @@ def _mutual_scores(
     notes: list[str] | None,
     progress: bool,
 ) -> Float[Tensor, "N M"]:
-    """Eq. 1-3 over `stages`, which share one grid; with `consistency`, corrected for defects that images share."""
+    """Eq. 1-3 over `stages`, which share one grid; with `consistency`, corrected for defects that images share.
+
+    With a region, of the patches inside alone; those outside have 0."""
     c, grid = config, features.grids[stages[0]]
-    tokens, degrees = _ready(features, stages, c, device)
-    extra = _ready(references, stages, c, device)[0] if references else None
+    patches = None
+    if features.region is None:
+        tokens, degrees = _ready(features, stages, c, device)
+        extra = _ready(references, stages, c, device)[0] if references else None
+    else:
+        patches, K = roi.inside(features, grid), roi.most_inside(features, references, grid)
+        tokens, degrees = [t for n in stages for t in roi.kept(features, n, c, device, K)], (1,)
+        extra = [t for n in stages for t in roi.kept(references, n, c, device, K)] if references else None
+        grid = (1, K)
     if c.consistency == "off":
-        return msm.mutual_scores(
+        found = msm.mutual_scores(
             tokens, degrees, c.interval, c.reduction, references=extra, pool=c.references, seed=c.seed, grid=grid,
             precision=c.precision, block=c.block, position_window=c.position_window, progress=progress,
         )  # fmt: skip
+        return found if patches is None else roi.spread(found, patches)
     if references:
         raise ConfigError('consistency works without reference images: leave one of the two out ("off").')
     scores, groups = consistency.mutual_scores(
@@ -90,7 +101,7 @@ def _mutual_scores(
     )  # fmt: skip
     if notes is not None:
         notes += consistency.describe(groups, [sample.name for sample in features.samples])
-    return scores
+    return scores if patches is None else roi.spread(scores, patches)
 
 
 def _ready(
@@ -120,8 +131,9 @@ def split_subsets(defects: Sequence[str], subsets: int, seed: int) -> list[Tenso
     return [torch.tensor(sorted(dealt[part::subsets])) for part in range(subsets)]
 
 
-def upsample(scores: Float[Tensor, "N M"], grid: tuple[int, int], size: int) -> Float[Tensor, "N size size"]:
-    """Patch scores [N, M] on their grid as anomaly maps [N, size, size]: bilinear, corners aligned.
+def upsample(scores: Float[Tensor, "N M"], grid: tuple[int, int], size: Size) -> Float[Tensor, "N H W"]:
+    """Patch scores [N, M] on their grid as anomaly maps of `size` pixels, a side or (rows, columns): bilinear, corners
+    aligned.
 
     Corners aligned is the released code's choice; the paper says only "upsample". No pixel exceeds the largest patch.
 
@@ -132,7 +144,7 @@ def upsample(scores: Float[Tensor, "N M"], grid: tuple[int, int], size: int) -> 
                 [2.0000, 2.5000, 3.0000]])
     """
     N, _ = scores.shape
-    maps = F.interpolate(scores.reshape(N, 1, *grid), (size, size), mode="bilinear", align_corners=True)
+    maps = F.interpolate(scores.reshape(N, 1, *grid), rows_columns(size), mode="bilinear", align_corners=True)
     return maps[:, 0]
 
 

@@ -23,7 +23,9 @@ from musc.datasets.base import Sample, Source
 from musc.datasets.images import content_key, read_image
 from musc.errors import ConfigError
 from musc.features import Features
+from musc.scoring import roi
 from musc.scoring.aggregation import SalientTokens, prepared
+from musc.sizes import Size, rows_columns
 
 Span = tuple[float, float]  # where a tile begins and ends along one axis, the image being (0, 1)
 
@@ -110,36 +112,40 @@ def ramps(places: Sequence[tuple[int, int]], size: int) -> Float[Tensor, "T size
 
 
 class Stitcher:
-    """Adds tile maps up to whole maps [N, size, size], one tile position after the other."""
+    """Adds tile maps up to whole maps [N, H, W] of `size` pixels, one tile position after the other."""
 
-    def __init__(self, N: int, size: int, tiles: int, overlap: float) -> None:
-        self.places = pixel_spans(tiles, overlap, size)
+    def __init__(self, N: int, size: Size, tiles: int, overlap: float) -> None:
+        rows, columns = rows_columns(size)
+        self.down, self.across = (pixel_spans(tiles, overlap, side) for side in (rows, columns))
         self.tiles = tiles
-        self.weights = ramps(self.places, size).float()
-        self.maps = torch.zeros(N, size, size)
+        self.weights_down, self.weights_across = (
+            ramps(places, side).float() for places, side in ((self.down, rows), (self.across, columns))
+        )
+        self.maps = torch.zeros(N, rows, columns)
 
     def shape(self, t: int) -> tuple[int, int]:
         """(rows, columns) in pixels of tile t, counted row by row."""
-        (top, bottom), (left, right) = self.places[t // self.tiles], self.places[t % self.tiles]
+        (top, bottom), (left, right) = self.down[t // self.tiles], self.across[t % self.tiles]
         return bottom - top, right - left
 
     def add(self, t: int, tile_maps: Float[Tensor, "N h w"]) -> None:
         """Blend the maps of tile t in; they have `shape(t)`."""
         row, column = divmod(t, self.tiles)
-        (top, bottom), (left, right) = self.places[row], self.places[column]
-        weight = self.weights[row, top:bottom, None] * self.weights[column, None, left:right]
+        (top, bottom), (left, right) = self.down[row], self.across[column]
+        weight = self.weights_down[row, top:bottom, None] * self.weights_across[column, None, left:right]
         self.maps[:, top:bottom, left:right] += weight * tile_maps
 
 
-def map_size(size: int, tiles: int, overlap: float) -> int:
-    """Side of a whole map on which every tile has `size` pixels.
+def map_size(size: Size, tiles: int, overlap: float) -> Size:
+    """Size of a whole map on which every tile has `size` pixels.
 
     Example:
-        >>> map_size(400, tiles=2, overlap=0.25)
-        700
+        >>> map_size(400, tiles=2, overlap=0.25), map_size((400, 800), tiles=2, overlap=0.25)
+        (700, (700, 1400))
     """
     low, high = spans(tiles, overlap)[0]
-    return round(size / (high - low))
+    rows, columns = (round(side / (high - low)) for side in rows_columns(size))
+    return rows if rows == columns else (rows, columns)
 
 
 def anomaly_maps(
@@ -147,7 +153,7 @@ def anomaly_maps(
     references: Features | None,
     config: MuScConfig,
     *,
-    image_size: int,
+    size: Size,
     device: torch.device,
     extract: Callable[[Sequence[Sample]], Features],
     score: Callable[[Features, Features | None], dict[tuple[int, int], Tensor]],
@@ -159,13 +165,12 @@ def anomaly_maps(
     time are held with `tile_pool` = "position", all with "all". Patch scores stand at their patches' centres
     (the whole-image method's corner-aligned stretching would shift the same place differently in two tiles).
 
-    image_size: side in pixels of the network's input. extract: samples to tokens. score: tokens of one tile position,
+    size: of the maps in pixels. extract: samples to tokens. score: tokens of one tile position,
     and those of the references there, to patch scores by grid (`maps.patch_scores`). salient: takes in the scores of
     every tile.
     """
     c, N = config, len(features)
     T = c.tiles**2
-    size = c.map_size or map_size(image_size, c.tiles, c.tile_overlap)
     stitcher = Stitcher(N, size, c.tiles, c.tile_overlap)
     cuts = [cut(s, c.tiles, c.tile_overlap) for s in features.samples]
     extra = [cut(s, c.tiles, c.tile_overlap) for s in references.samples] if references else []
@@ -176,20 +181,27 @@ def anomaly_maps(
             raise ConfigError(f"{found.skipped[0].name} cannot be read any more: {found.skipped[0].reason}")
         return found
 
+    def marked(tile: Features, t: int, of: Features) -> Features:
+        if of.region is None:
+            return tile
+        down, across = (spans(c.tiles, c.tile_overlap)[k] for k in divmod(t, c.tiles))
+        return replace(tile, region=roi.cut(of.region, across, down))
+
     every = [extracted([*cuts, *extra], t) for t in range(T)] if c.tile_pool == "all" else []
     for t in range(T):
-        tile = every[t].take(range(N)) if every else extracted(cuts, t)
+        tile = every[t].take(range(N)) if every else marked(extracted(cuts, t), t, features)
         if every:
             patch_scores = _scores_among_all(every, t, N, c, device)
         else:
-            patch_scores = score(tile, extracted(extra, t) if extra else None)
+            normal = marked(extracted(extra, t), t, references) if references else None
+            patch_scores = roi.scores_of_those_inside(score, tile, normal)
         if salient:
             salient.add(tile, patch_scores)
-        for grid, scores in patch_scores.items():
+        for grid, scores in roi.continued(patch_scores, tile).items():
             H, W = grid
             whole = F.interpolate(scores.cpu().reshape(N, 1, H, W), stitcher.shape(t), mode="bilinear")[:, 0]
             stitcher.add(t, whole)
-    return stitcher.maps
+    return roi.blanked(stitcher.maps, features)
 
 
 def _scores_among_all(

@@ -1,0 +1,90 @@
+"""`musc watch`: a folder whose images are scored as they arrive."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from musc.cli.failures import DONE
+from musc.cli.options import Kind, Read
+from musc.cli.outputs import add_output_options, add_threshold_option, check_folder
+from musc.cli.score import find_result, nearby_cache
+from musc.cli.settings import add_settings, given_settings
+from musc.errors import ConfigError
+
+EXAMPLES = """\
+examples:
+  musc run photos/                                      first, the images to compare with
+  musc watch incoming/ --against results/folder/photos  then whatever is put in incoming/, until Ctrl-C
+  musc watch incoming/ --against results --once         what is there now, and no more
+
+Every file is scored once, when it is complete: what is still being written waits. Stop it, or let it be killed, and
+start it again: it goes on where it was. The table of scores is OUT/watch/FOLDER/scores.csv.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The words of `musc watch`."""
+    text = "score images as they arrive in a folder, by those of an earlier result"
+    sub = commands.add_parser("watch", help=text, description=f"{text.capitalize()}.", epilog=EXAMPLES)
+    sub.add_argument("folder", type=Path, metavar="FOLDER", help="where images arrive")
+    sub.add_argument("--against", type=Path, required=True, metavar="RESULT", help="folder of an earlier result, or "
+                     "one that holds a single result")  # fmt: skip
+    seconds = Kind(_seconds, "give seconds, such as 0.5.")
+    sub.add_argument("--every", action=Read, kind=seconds, default=1.0, metavar="S",
+                     help="seconds between two looks; a file is scored when it did not change between them "
+                     "(default: 1)")  # fmt: skip
+    sub.add_argument("--once", action="store_true", help="end when all that is there is scored")
+    sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of its extracted tokens, if they were moved")
+    add_settings(sub, ("weights", "device"), {"weights": "those of the earlier result"})
+    add_threshold_option(sub, default=None, unset="the earlier result's")
+    add_output_options(sub)
+    sub.set_defaults(command=watch)
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (seconds := float(text)) <= 86400:
+        raise ValueError(text)
+    return seconds
+
+
+def watch(args: argparse.Namespace) -> int:
+    """Score what arrives, a line for each image, until Ctrl-C or, with --once, until nothing is left."""
+    from musc.results import MuScResult
+    from musc.results.folders import legal_names
+    from musc.stream import Against
+    from musc.watch import TABLE, Watch, alone
+
+    check_folder(args.out, "--out")
+    if not args.folder.is_dir():
+        raise ConfigError(f"{args.folder}: there is no such folder; make it, or check the path.")
+    place = find_result(args.against)
+    earlier = MuScResult.load(place)
+    if args.weights is not None:
+        earlier.config = earlier.config.replace(weights=given_settings(args)["weights"])
+    if args.threshold is not None:
+        earlier.decide(args.threshold)
+    out = args.out / "watch" / legal_names([args.folder.resolve().name or "folder"])[0]
+    against = Against(earlier, cache=args.cache or nearby_cache(place, earlier), device=args.device)
+    scored = 0
+    with alone(out):
+        watched = Watch(args.folder, against, out, pictures=not args.no_overlays)
+        print(f"{args.folder} is watched, against {place}: {len(watched.done)} images scored before", file=sys.stderr)
+        try:
+            while True:
+                for arrival in watched.look():
+                    if arrival.reason:
+                        print(f"left out: {arrival.reason}", file=sys.stderr, flush=True)
+                        continue
+                    scored += 1
+                    said = {None: "", 0: "normal", 1: "anomalous"}[arrival.decision]
+                    print(f"{arrival.score:7.3f}  {arrival.raw_score:9.4f}  {said:9}  {arrival.name}", flush=True)
+                if args.once and watched.settled:
+                    break
+                time.sleep(args.every)
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+    print(f"{scored} images scored: {out / TABLE}", file=sys.stderr)
+    return DONE
