@@ -259,7 +259,7 @@ class MuSc:
             return [sample.name, sample.label, sample.defect, *contents]
 
         settings = self.config.to_dict()
-        for name in ("weights", "device", "batch_size", "workers", "block"):  # change no result
+        for name in ("weights", "device", "batch_size", "workers", "block", "max_memory"):  # change no result
             settings.pop(name)
         what: list[Any] = [numerical_version(), self.device.type, settings, self.backbone.weights_id]
         what.append([key(s) for s in category.samples])

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from musc.cli.options import Kind, Read, fractions, integers, one_of, windows
+from musc.cli.options import SIZE, Kind, Read, fractions, integers, neighbours, one_of, windows
 from musc.config import MuScConfig
 
 FIELDS = {field.name: field for field in dataclasses.fields(MuScConfig)}
@@ -21,6 +21,7 @@ _KINDS: dict[Any, Kind] = {
     str: Kind(str, ""),
     int: Kind(int, "give a whole number."),
     float: Kind(float, "give a number, or inf."),
+    str | float: Kind(neighbours, "give exact, coreset:40, a share such as 0.1, or a number of images such as 40."),
     tuple[int, ...]: Kind(integers, "give whole numbers with commas between, such as 1,3,5."),
     tuple[float, float]: Kind(fractions, "give two numbers with a comma between, such as 0,0.3."),
     tuple[float, ...]: Kind(windows, "give whole numbers, or inf, with commas between, such as 2,3."),
@@ -40,7 +41,7 @@ def add_settings(
         group.add_argument(
             f"--{name.replace('_', '-')}",
             action=Read,
-            kind=one_of(choices) if choices else _KINDS[kind],
+            kind=one_of(choices) if choices else SIZE if field.metadata["metavar"] == "SIZE" else _KINDS[kind],
             default=default,
             metavar=field.metadata["metavar"] or (f"{{{','.join(choices)}}}" if choices else None),
             help=f"{field.metadata['help']} (default: {unset or field.metadata['unset'] or as_text(default)})",
