@@ -87,9 +87,7 @@ def size(text: str) -> int:
     if not found:
         raise ValueError(text)
     power = " kmgt".index(found[2] or " ")
-    if (number := int(float(found[1]) * (1024 if found[3] else 1000) ** power)) < 1:
-        raise ValueError(text)
-    return number
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def neighbours(text: str) -> str | float:

@@ -137,3 +137,14 @@ def cut(problem: Problem, max_bytes: int | None, block: int | None = None, on_di
     # n images that wait for each other hold at most n^2 / 4 pairs, of which J of P are wanted
     group = p.N if on_disk else min(p.N, int(2 * math.sqrt(max(0, left) / p.unit * p.P / p.J)))
     return Cut(fits[0], band, chunk, max(band, group))
+
+
+def pairs_compared(problem: Problem, cut: Cut | None) -> float:
+    """How many comparisons a cut makes of all images with each other, as a share of the pairs that there are."""
+    if cut is None or cut.group >= problem.N:
+        return 1.0
+    N = problem.N
+    sizes = [min(cut.group, N - first) for first in range(0, N, cut.group)]
+    inside = sum(n * (n - 1) // 2 for n in sizes)
+    pairs = N * (N - 1) // 2
+    return (inside + 2 * (pairs - inside)) / pairs
