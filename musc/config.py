@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from musc.errors import ConfigError
@@ -37,7 +38,7 @@ PAPER_WINDOWS: dict[str, tuple[float, ...]] = {"mvtec_ad": (2, 3), "btad": (2, 3
 # Settings of mutual scoring, which other methods leave at their defaults.
 MUTUAL_ONLY = (
     "degrees", "aggregation", "interval", "reduction", "rescoring", "references", "subsets", "precision",
-    "position_window", "tiles", "consistency", "roi",
+    "position_window", "tiles", "consistency", "roi", "neighbours", "max_memory",
 )  # fmt: skip
 
 
@@ -98,6 +99,11 @@ class MuScConfig:
         None, help="score against so many randomly drawn images; 0: against given reference images alone",
         metavar="R", least=0, unset="all images",
     )  # fmt: skip
+    neighbours: str | float = _setting(
+        "exact", help="score against so many look-alikes of each image, as a share or a number of the others, found by "
+        "coarse tokens; coreset:R: against the same R for all, that cover all kinds; exact: against all",
+        metavar="SHARE|S|coreset:R",
+    )  # fmt: skip
     subsets: int = _setting(1, help="score in so many parts (Tab. 6, 7 and 13)", metavar="S", least=1)
     precision: str = _setting(
         "float32", help="of the distances in MSM: float32 is exact, the others may be off by 1e-3 where that is faster",
@@ -137,6 +143,10 @@ class MuScConfig:
     batch_size: int = _setting(8, help="images per forward pass", metavar="B", least=1)
     workers: int = _setting(2, help="threads that decode images; 0: none of their own", metavar="W", least=0)
     block: int | None = _setting(None, help="images per block of MSM", metavar="B", least=1, unset="by memory")
+    max_memory: int | None = _setting(
+        None, help="bound of what MSM takes beyond the tokens, such as 2GiB; it changes the time and no score",
+        metavar="SIZE", least=1, unset="half of what is free",
+    )  # fmt: skip
     device: str = _setting("auto", help="auto, cpu, cuda, cuda:1, ...")
     seed: int = _setting(0, help="of subsets, drawn references and shots", least=0)
     method: str = _setting(
@@ -214,21 +224,37 @@ class MuScConfig:
             "give a whole number of patches from 0, or inf for none.",
         )
         require(0 <= self.tile_overlap <= 0.5, "tile_overlap", "give a share of the tile's side, from 0 to 0.5.")
-        plain = self.position_window == math.inf and self.subsets == 1 and self.references is None
+        few = self.neighbours
+        share = isinstance(few, float) and 0 < few <= 1
+        require(
+            (isinstance(few, str) and bool(re.fullmatch(r"exact|coreset:[1-9]\d*", few)))
+            or share
+            or (isinstance(few, Integral) and not isinstance(few, bool) and int(few) >= 1),
+            "neighbours",
+            'give a share of the images such as 0.1, a number of them such as 40, "coreset:40", or "exact".',
+        )
+        require(
+            few == "exact" or self.references is None,
+            "neighbours",
+            'they are chosen among all images: leave references out, or neighbours at "exact".',
+        )
+        plain = self.position_window == math.inf and self.subsets == 1 and self.references is None and few == "exact"
         require(
             self.tiles == 1 or self.tile_pool == "position" or plain,
             "tile_pool",
-            'with position_window, subsets or references only "position" works.',
+            'with position_window, subsets, references or neighbours only "position" works.',
         )
         require(
-            self.roi is None or (window == math.inf and (self.tiles == 1 or self.tile_pool == "position")),
+            self.roi is None
+            or (window == math.inf and few == "exact" and (self.tiles == 1 or self.tile_pool == "position")),
             "roi",
-            "leave position_window at inf, and compare tiles by position.",
+            "leave position_window at inf and neighbours exact, and compare tiles by position.",
         )
         require(
-            self.consistency == "off" or (self.references is None and (self.tiles == 1 or self.tile_pool != "all")),
+            self.consistency == "off"
+            or (self.references is None and few == "exact" and (self.tiles == 1 or self.tile_pool != "all")),
             "consistency",
-            "every image must score every other: leave references out, and compare tiles by position.",
+            "every image must score every other: leave references and neighbours out, and compare tiles by position.",
         )
 
     @property
@@ -289,8 +315,10 @@ def _hints() -> dict[str, Any]:
 def _is_of(value: Any, hint: Any) -> bool:
     """Whether a value is of the kind that a setting's type names."""
     kinds = get_args(hint)
-    if NoneType in kinds:
-        return value is None or any(_is_of(value, kind) for kind in kinds if kind is not NoneType)
+    if hint is NoneType:
+        return value is None
+    if get_origin(hint) is UnionType:
+        return any(_is_of(value, kind) for kind in kinds)
     if get_origin(hint) is tuple:
         fixed = Ellipsis not in kinds
         right = isinstance(value, tuple) and (not fixed or len(value) == len(kinds))

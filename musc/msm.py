@@ -6,16 +6,19 @@ Every function follows its input's device: the CPU, the GPU and the any-device e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
-from musc import engines
-from musc.engines import blocked, windowed
+from musc import engines, lnamd
+from musc.engines import blocked, memory, windowed
 from musc.engines.pairs import Plan, plan_pool
+from musc.engines.rows import all_others, completed, planned
 
 __all__ = [
     "interval_average",
@@ -24,6 +27,7 @@ __all__ = [
     "newcomer_distances",
     "patch_to_image_distances",
     "stage_distances",
+    "stage_rows",
 ]
 
 
@@ -148,6 +152,8 @@ def mutual_scores(
     precision: str = "float32",
     block: int | None = None,
     position_window: float = math.inf,
+    max_bytes: int | None = None,
+    scratch: Path | str | None = None,
     progress: bool = False,
 ) -> Float[Tensor, "N M"]:
     """Anomaly score of every patch: its smallest distances to the other images, averaged over degrees and stages.
@@ -169,6 +175,9 @@ def mutual_scores(
         block: images held at a time (twice), in aggregated form; changes time and memory, never a score.
         position_window: compare a patch only with those at most this many rows and columns from its own place on the
             grid, for parts that lie alike in every image. Infinity: the paper. Finite ones are exact in any precision.
+        max_bytes: memory that may be taken beyond the features, of the device that holds them (None: half of what is
+            free). It changes the time and no score: see `engines.rows`. Stages may be `np.memmap`s made tensors.
+        scratch: folder for distances that memory does not hold, so that no pair need be compared twice.
         progress: show a bar on a terminal.
 
     Returns:
@@ -176,9 +185,11 @@ def mutual_scores(
 
     Raises:
         ValueError: nothing to compare an image with, unequal stages, or a setting that does not exist.
+        ConfigError: max_bytes is too small for one image's distances and one pair, or `scratch` has too little room.
 
     Differs from the released code for fewer than five images, which it scores NaN (see `interval_average`). Stages are
-    done one after the other: beyond the features, memory holds one stage's distances, 4 D N (N - 1) M bytes.
+    done one after the other: beyond the features, memory holds one stage's distances, 4 D N (N - 1) M bytes, or what
+    `max_bytes` allows.
 
     Example:
         >>> stage = torch.randn(1, 9, 8, generator=torch.Generator().manual_seed(0)).repeat(6, 1, 1)  # six equal images
@@ -191,26 +202,71 @@ def mutual_scores(
         raise ValueError("no stages: give the patch tokens of at least one.")
     if len({tokens.shape[:2] for tokens in stages}) > 1:
         raise ValueError(f"stages of unequal shapes {[tuple(t.shape) for t in stages]}: same images, same patches.")
-    total: Tensor | None = None
+    total = torch.zeros(stages[0].shape[:2], dtype=_wide(stages[0].dtype), device=stages[0].device)
     for n, tokens in enumerate(stages):
-        distances = stage_distances(
-            tokens,
-            degrees,
-            references=None if references is None else references[n],
-            pool=pool,
-            seed=seed,
-            grid=grid,
-            precision=precision,
-            block=block,
-            position_window=position_window,
-            progress=progress,
-        )
-        # image by image, so that sorting needs no second array of this size
-        part = torch.stack([interval_average(distances[:, i], interval, reduction) for i in range(len(tokens))])
-        total = part.mean(dim=1) if total is None else total + part.mean(dim=1)  # [N, D, M] -> [N, M]
-        del distances
-    assert total is not None
+        extra = None if references is None else references[n]
+        for images, distances in stage_rows(
+            tokens, degrees, references=extra, pool=pool, seed=seed, grid=grid, precision=precision, block=block,
+            position_window=position_window, max_bytes=max_bytes, scratch=scratch, progress=progress,
+        ):  # fmt: skip
+            # image by image, so that sorting needs no second array of this size
+            for row, i in enumerate(images):
+                total[i] += interval_average(distances[:, row], interval, reduction).mean(dim=0)  # [D, M] -> [M]
     return total / len(stages)
+
+
+def stage_rows(
+    tokens: Float[Tensor, "N M C"],
+    degrees: Sequence[int] = (1, 3, 5),
+    *,
+    references: Float[Tensor, "R M C"] | None = None,
+    pool: int | Int[Tensor, "N J"] | None = None,
+    seed: int = 0,
+    grid: tuple[int, int] | None = None,
+    precision: str = "float32",
+    block: int | None = None,
+    position_window: float = math.inf,
+    max_bytes: int | None = None,
+    scratch: Path | str | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[range, Float[Tensor, "D B J M"]]]:
+    """`stage_distances` of some images after the others, below a bound of memory: reduce what comes before the next.
+
+    Arguments as in `mutual_scores`. Yields the images, and their distances in memory that the next ones overwrite.
+
+    Example:
+        >>> stage = torch.randn(40, 9, 8, generator=torch.Generator().manual_seed(0))
+        >>> whole = stage_distances(stage)
+        >>> all(part.equal(whole[:, i.start : i.stop]) for i, part in stage_rows(stage, max_bytes=500 << 20))
+        True
+    """
+    _check_stage(tokens, degrees, references, precision, position_window)
+    N, M, C = tokens.shape
+    R = 0 if references is None else len(references)
+    plan = None if pool is None and N + R > 1 else plan_pool(N, R, pool, seed)
+    shape = lnamd.square_grid(M, grid)
+    J = plan.J if plan else N - 1 + R
+    problem = memory.Problem(tokens.device, tokens.dtype, N, N + R, J, shape, C, tuple(degrees))
+    cut = memory.cut(problem, max_bytes, block, on_disk=scratch is not None)
+    if cut is None or (cut.group >= N and cut.band >= N):
+        yield range(N), stage_distances(
+            tokens, degrees, references=references, pool=pool, seed=seed, grid=grid, precision=precision,
+            block=cut.block if cut else block, position_window=position_window, progress=progress,
+        )  # fmt: skip
+        return
+    image = _images(tokens, references)
+    for p in range(N + R):
+        engines.check_finite(image(p), p, N)
+
+    def compare(local: Callable[[int], Tensor], part: Plan, out: Tensor) -> None:
+        engines.compare(local, part, degrees, shape, out, precision, cut.block, position_window, new=0)
+
+    slots = all_others(N) if plan is None else planned(plan)
+    folder = None if scratch is None else Path(scratch)
+    with tqdm(total=N, desc="images", unit="image", disable=None if progress else True) as bar:
+        for images, rows in completed(image, problem, slots, cut, compare, folder):
+            yield images, rows
+            bar.update(len(images))
 
 
 def stage_distances(
@@ -253,20 +309,11 @@ def stage_distances(
         True
     """
     N, M, _ = tokens.shape
-    engines.check_settings(degrees, precision)
-    windowed.check_window(position_window)
-    if references is not None and references.shape[1:] != tokens.shape[1:]:
-        raise ValueError(
-            f"references {tuple(references.shape)} but patch tokens {tuple(tokens.shape)}: same patches and channels."
-        )
+    _check_stage(tokens, degrees, references, precision, position_window)
     plan = plan_pool(N, 0 if references is None else len(references), pool, seed)
     if out is None:
-        dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-        out = torch.empty(len(degrees), N, plan.J, M, dtype=dtype, device=tokens.device)
-
-    def image(p: int) -> Tensor:
-        return tokens[p] if references is None or p < N else references[p - N]
-
+        out = torch.empty(len(degrees), N, plan.J, M, dtype=_wide(tokens.dtype), device=tokens.device)
+    image = _images(tokens, references)
     engines.compare(image, plan, degrees, grid, out, precision, block, position_window, progress)
     return out
 
@@ -312,8 +359,7 @@ def newcomer_distances(
     slot = torch.full((P + 1, P + 1), -1)
     slot[0, 1:] = torch.arange(P)
     slot[1:, 0] = P
-    dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-    found = torch.empty(len(degrees), 2 * P + 1, M, dtype=dtype, device=tokens.device)
+    found = torch.empty(len(degrees), 2 * P + 1, M, dtype=_wide(tokens.dtype), device=tokens.device)
     # (i, slot) lies at i + slot of `found`: the new image's row at 0..P-1, column P of the pool's rows at P+1..2P
     out = found.as_strided((len(degrees), P + 1, P + 1, M), (found.stride(0), M, M, 1))
 
@@ -324,3 +370,27 @@ def newcomer_distances(
         image, Plan(slot, P + 1), degrees, grid, out, precision, block, position_window, False, 1 if checked else None
     )
     return found[:, :P], found[:, P + 1 :]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _images(tokens: Tensor, references: Tensor | None) -> Callable[[int], Tensor]:
+    N = len(tokens)
+
+    def image(p: int) -> Tensor:
+        return tokens[p] if references is None or p < N else references[p - N]
+
+    return image
+
+
+def _check_stage(
+    tokens: Tensor, degrees: Sequence[int], references: Tensor | None, precision: str, position_window: float
+) -> None:
+    engines.check_settings(degrees, precision)
+    windowed.check_window(position_window)
+    if references is not None and references.shape[1:] != tokens.shape[1:]:
+        raise ValueError(
+            f"references {tuple(references.shape)} but patch tokens {tuple(tokens.shape)}: same patches and channels."
+        )

@@ -300,14 +300,8 @@ class MuSc:
             return [sample.name, sample.label, sample.defect, *contents]
 
         settings = self._sized(category.samples)[0].to_dict()
-        for name in (
-            "weights",
-            "device",
-            "batch_size",
-            "workers",
-            "block",
-            "roi",
-        ):  # change no result, or where it lies
+        # these change no result, or say where something lies
+        for name in ("weights", "device", "batch_size", "workers", "block", "max_memory", "roi"):
             settings.pop(name)
         what: list[Any] = [numerical_version(), self.device.type, settings, self.backbone.weights_id]
         what.append([key(s) for s in category.samples])

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 from musc import __version__
-from musc.cli import backbones, compare, datasets, evaluate, reproduce, rscin, run, score, watch, weights
+from musc.cli import backbones, cache, compare, datasets, evaluate, reproduce, rscin, run, score, watch, weights
 from musc.cli.failures import CLOSED_PIPE, FAILED, INTERRUPTED, report
 from musc.cli.options import Parser
 
@@ -30,6 +30,7 @@ examples:
   musc datasets mvtec_anomaly_detection/    what would be read there
   musc backbones                            every network by name
   musc weights focus_vits14                 bring a network that was trained on photographs
+  musc cache                                how much the extracted tokens take
 
 exit codes: 0 done, 1 something could not be done (it is named), 2 wrong words, 130 interrupted, 141 nobody reads the
 output any more. Run an interrupted command again, and it goes on where it was.
@@ -60,7 +61,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"musc {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (run, evaluate, compare, score, watch, datasets, rscin, reproduce, backbones, weights):
+    for command in (run, evaluate, compare, score, watch, datasets, rscin, reproduce, backbones, weights, cache):
         command.add_parser(commands)
     for sub in commands.choices.values():
         sub.add_argument("-v", "--verbose", action="store_true", help="notes, timings, and tracebacks of errors")

@@ -33,7 +33,9 @@ def explain(error: Exception) -> str:
         return text
     first = text.strip().splitlines()[0] if text.strip() else "no more is known"
     if _out_of_memory(error):
-        return f"out of memory ({first}): try --subsets 2, --batch-size 1 --block 1, or a smaller --image-size."
+        return (
+            f"out of memory ({first}): try --max-memory 1GiB, --subsets 2, --batch-size 1, or a smaller --image-size."
+        )
     if isinstance(error, OSError):
         file = f"{error.filename}: " if error.filename else ""
         remedy = _REMEDIES.get(error.errno or 0, "try again; --verbose shows where it happened.")

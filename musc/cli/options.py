@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -75,6 +76,25 @@ def count(text: str) -> int:
     return number
 
 
+def size(text: str) -> int:
+    """Bytes, from a number and a unit: 500MB, 2GiB; without a unit, bytes.
+
+    Example:
+        >>> size("2GiB"), size("1.5 MB"), size("4096")
+        (2147483648, 1500000, 4096)
+    """
+    found = re.fullmatch(r"\s*([0-9.]+)\s*(?:([kmgt]?)(i?)b?)?\s*", text.lower())
+    if not found:
+        raise ValueError(text)
+    power = " kmgt".index(found[2] or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+def neighbours(text: str) -> str | float:
+    """The words exact or coreset:R, a share, or a whole number."""
+    return text if text == "exact" or text.startswith("coreset:") else int(text) if text.isdecimal() else float(text)
+
+
 def one_of(choices: Sequence[str]) -> Kind:
     """One of some words."""
 
@@ -87,4 +107,5 @@ def one_of(choices: Sequence[str]) -> Kind:
 
 
 WORDS = Kind(words, "give names with commas between, such as bottle,cable.")
+BYTES = Kind(size, "give a size such as 2GiB or 500MB.")
 COUNT = Kind(count, "give a whole number from 1.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from musc.cli.options import Kind, Read, fractions, integers, one_of, windows
+from musc.cli.options import BYTES, Kind, Read, fractions, integers, neighbours, one_of, windows
 from musc.config import MuScConfig
 from musc.errors import ConfigError
 from musc.sizes import REMEDY, Size, as_size
@@ -36,7 +36,11 @@ def _size(text: str) -> Size | str:
         raise ValueError(text) from error
 
 
-_OWN_KINDS = {"image_size": Kind(_size, REMEDY)}  # of settings with more than one kind of value
+_OWN_KINDS = {  # of settings with more than one kind of value, or a unit
+    "image_size": Kind(_size, REMEDY),
+    "neighbours": Kind(neighbours, "give exact, coreset:40, a share such as 0.1, or a number of images such as 40."),
+    "max_memory": BYTES,
+}
 
 
 def add_settings(

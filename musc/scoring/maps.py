@@ -15,7 +15,7 @@ from musc import msm, rscin
 from musc.config import MuScConfig
 from musc.errors import ConfigError
 from musc.features import Features
-from musc.scoring import consistency, roi
+from musc.scoring import consistency, neighbours, roi
 from musc.scoring.aggregation import prepared
 from musc.sizes import Size, rows_columns
 
@@ -30,7 +30,10 @@ def anomaly_maps(scores: PatchScores, size: Size) -> Float[Tensor, "N H W"]:
         tensor([[[10., 11.],
                  [12., 13.]]])
     """
-    return torch.stack([upsample(values, grid, size) for grid, values in scores.items()]).sum(dim=0)
+    first, *others = (upsample(values, grid, size) for grid, values in scores.items())
+    for maps in others:
+        first += maps
+    return first
 
 
 def patch_scores(
@@ -88,9 +91,11 @@ def _mutual_scores(
         extra = [t for n in stages for t in roi.kept(references, n, c, device, K)] if references else None
         grid = (1, K)
     if c.consistency == "off":
+        pool, interval = _pool(features, references, c, device)
         found = msm.mutual_scores(
-            tokens, degrees, c.interval, c.reduction, references=extra, pool=c.references, seed=c.seed, grid=grid,
-            precision=c.precision, block=c.block, position_window=c.position_window, progress=progress,
+            tokens, degrees, interval, c.reduction, references=extra, pool=pool, seed=c.seed, grid=grid,
+            precision=c.precision, block=c.block, position_window=c.position_window, max_bytes=c.max_memory,
+            progress=progress,
         )  # fmt: skip
         return found if patches is None else roi.spread(found, patches)
     if references:
@@ -102,6 +107,20 @@ def _mutual_scores(
     if notes is not None:
         notes += consistency.describe(groups, [sample.name for sample in features.samples])
     return scores if patches is None else roi.spread(scores, patches)
+
+
+def _pool(
+    features: Features, references: Features | None, config: MuScConfig, device: torch.device
+) -> tuple[int | Tensor | None, tuple[float, float]]:
+    """Which images score which (`msm.mutual_scores`), and the interval that is left of the configuration's."""
+    c = config
+    pool = neighbours.chosen(c.neighbours, features.patch_tokens[-1].to(device), features.grids[-1])
+    if pool is None:
+        return c.references, c.interval
+    R = len(references) if references else 0
+    if isinstance(c.neighbours, str):  # a coreset stands for all images, a shortlist for the nearest
+        return pool, c.interval
+    return pool, neighbours.interval_of_shortlist(c.interval, pool.shape[1] + R, len(features) - 1 + R)
 
 
 def _ready(

@@ -1,0 +1,57 @@
+"""`musc cache`: what the cache of extracted tokens holds, and a bound for it."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+
+from musc.cli.failures import DONE
+from musc.cli.options import BYTES, Read
+from musc.errors import ConfigError
+
+EXAMPLES = """\
+examples:
+  musc cache                                what results/.cache holds, by network and settings
+  musc cache list --cache photos/.cache     another folder
+  musc cache prune --max-size 2GiB          remove what was not used for the longest time, down to 2 GiB
+  musc cache prune --max-size 0             remove everything
+
+What is removed is extracted again when a run needs it; no result changes.
+"""
+MIB = 1 << 20
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The words of `musc cache`."""
+    text = "list the extracted tokens that are kept, or remove the oldest"
+    sub = commands.add_parser("cache", help=text, description=f"{text.capitalize()}.", epilog=EXAMPLES)
+    sub.add_argument("what", nargs="?", choices=("list", "prune"), default="list", help="(default: list)")
+    sub.add_argument("--cache", type=Path, default=Path("results/.cache"), metavar="DIR", help="(default: %(default)s)")
+    sub.add_argument(
+        "--max-size", action=Read, kind=BYTES, metavar="SIZE", help="what prune leaves at most; 0: nothing"
+    )
+    sub.set_defaults(command=cache)
+
+
+def cache(args: argparse.Namespace) -> int:
+    """A line per network and settings, then the sum; after pruning, what was removed."""
+    from musc.features import cached, prune
+
+    if not args.cache.is_dir():
+        raise ConfigError(f"--cache {args.cache}: there is no such folder; name the one that holds the tokens.")
+    if (args.what == "prune") != (args.max_size is not None):
+        raise ConfigError("prune wants --max-size, such as 2GiB, and list does not: `musc cache --help` shows both.")
+    if args.what == "prune":
+        removed, size = prune(args.cache, args.max_size)
+        print(f"removed the tokens of {removed} images, {size / MIB:.1f} MiB")
+    found = cached(args.cache)
+    if found:
+        print(f"{'network and settings':44} {'images':>7} {'MiB':>9}  last used")
+    for kept in found:
+        used = datetime.fromtimestamp(kept.used).strftime("%Y-%m-%d %H:%M")
+        print(f"{kept.name:44} {kept.images:7} {kept.size / MIB:9.1f}  {used}")
+    print(
+        f"{args.cache}: {sum(kept.images for kept in found)} images, {sum(kept.size for kept in found) / MIB:.1f} MiB"
+    )
+    return DONE

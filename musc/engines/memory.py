@@ -1,0 +1,150 @@
+"""How much memory mutual scoring may take, and into which pieces that cuts the work."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from musc.engines import gram
+from musc.errors import ConfigError
+
+SHARE = 0.5  # of what is free, where nobody names a bound: features and results grow too
+BAND, CHUNK = 32, 512  # images whose rows are completed together, and what they meet at a time
+MIB = 1 << 20
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device: of a GPU, or of this machine or control group (Linux); None where unknown."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        if limit.isdigit():
+            found.append(max(0, int(limit) - int((group / "memory.current").read_text())))
+    except (OSError, ValueError, IndexError):
+        pass
+    if not found and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return min(found) if found else None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be computed: distances of N images of `grid` patches and C channels to J of P others, D degrees."""
+
+    device: torch.device
+    dtype: torch.dtype
+    N: int
+    P: int
+    J: int
+    grid: tuple[int, int]
+    C: int
+    degrees: tuple[int, ...]
+
+    @property
+    def M(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def unit(self) -> int:
+        """Bytes of one image's distances to one other."""
+        return len(self.degrees) * self.M * (8 if self.dtype == torch.float64 else 4)
+
+    @property
+    def whole(self) -> int:
+        """Bytes of all distances at once, and of what keeps account of their pairs."""
+        return self.N * self.J * self.unit + 200 * self.N * self.P
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Into what the work is cut.
+
+    block: images held at a time, twice, in aggregated form (None: as the engine likes). band: images whose distances
+    are completed together. chunk: images that they meet in one call. group: images among which each pair is compared
+    once; a pair of two groups is compared twice, once for either image.
+    """
+
+    block: int | None
+    band: int
+    chunk: int
+    group: int
+
+
+def engine_bytes(problem: Problem, block: int) -> int:
+    """What an engine holds at most while it compares images, `block` of them against others: an upper estimate."""
+    D, M, C, images = len(problem.degrees), problem.M, problem.C, 2 * block
+    if problem.device.type == "cuda" and problem.dtype != torch.float64:
+        from musc.engines.gpu.tiles import bytes_needed, chunk_images, default_tile
+
+        image, launch = bytes_needed(D, M, C, default_tile(problem.device), min(chunk_images(M), block))
+        return images * image + launch
+    if problem.dtype == torch.float64 or problem.device.type != "cpu":
+        return images * D * M * C * 8 + 4 * M * M * 8
+    rooms = 3 * 4 * M * M * max(1, min(gram.COSINES // M**2, images))
+    plain = 2 * images * 4 * (D + 1) * M * C + 2 * rooms
+    from musc.engines import cpu
+
+    if not cpu.has_integer_products():
+        return plain
+    from musc.engines.cpu.layout import Layout
+
+    layout = Layout(*problem.grid, C, problem.degrees, cpu.has_wide_products())
+    found = 4 * block**2 * problem.unit  # distances of a group of pairs, before they are written
+    return max(plain, images * layout.bytes_per_image() + torch.get_num_threads() * layout.bytes_per_thread() + found)
+
+
+def cut(problem: Problem, max_bytes: int | None, block: int | None = None, on_disk: bool = False) -> Cut | None:
+    """How to stay below `max_bytes`; None: everything at once does.
+
+    max_bytes: None for half of what is free. block: as many images as given, instead of what fits. on_disk: distances
+    that wait for others lie on disk, so that no pair need be compared twice.
+
+    Raises ConfigError where not even one image's distances and one pair's comparison fit.
+    """
+    p, named = problem, max_bytes
+    if max_bytes is None:
+        free = free_bytes(p.device)
+        if free is None or p.whole + 256 * MIB <= SHARE * free:
+            return None
+        max_bytes = int(SHARE * free)
+    scores = 3 * p.N * p.unit // len(p.degrees)  # [N, M]: so far, of a stage, and the sum
+    sizes = [block] if block else [b for b in (32, 16, 8, 4, 2, 1) if b <= max(1, p.P)]
+    if named is not None and p.whole + scores + engine_bytes(p, sizes[0]) <= max_bytes:
+        return None if block else Cut(sizes[0], p.N, p.P, p.N)
+    fits = [b for b in sizes if engine_bytes(p, b) <= max_bytes / 4] or sizes[-1:]
+    room = max_bytes - scores - engine_bytes(p, fits[0])
+    row = p.J * p.unit  # of one image
+    least = 4 * row + 8 * p.unit
+    if room < least:
+        raise ConfigError(
+            f"max_bytes = {max_bytes} ({max_bytes / MIB:.0f} MiB): one image's distances to {p.J} others and one "
+            f"pair's comparison need {(max_bytes - room + least) / MIB:.0f} MiB beyond the features. Allow more "
+            "memory, or take fewer images (references, neighbours, subsets), a smaller image_size or fewer degrees."
+        )
+    band = max(1, min(BAND, p.N, int(room / 8 // row)))
+    chunk = max(1, min(CHUNK, p.P, int(room / 8 // (3 * band * p.unit))))
+    left = room - (band + 3) * row - 3 * band * chunk * p.unit - 9 * p.N * p.P * (p.J < p.P - 1)
+    # n images that wait for each other hold at most n^2 / 4 pairs, of which J of P are wanted
+    group = p.N if on_disk else min(p.N, int(2 * math.sqrt(max(0, left) / p.unit * p.P / p.J)))
+    return Cut(fits[0], band, chunk, max(band, group))
+
+
+def pairs_compared(problem: Problem, cut: Cut | None) -> float:
+    """How many comparisons a cut makes of all images with each other, as a share of the pairs that there are."""
+    if cut is None or cut.group >= problem.N:
+        return 1.0
+    N = problem.N
+    sizes = [min(cut.group, N - first) for first in range(0, N, cut.group)]
+    inside = sum(n * (n - 1) // 2 for n in sizes)
+    pairs = N * (N - 1) // 2
+    return (inside + 2 * (pairs - inside)) / pairs
