@@ -134,7 +134,7 @@ class MuScConfig:
     batch_size: int = _setting(8, help="images per forward pass", metavar="B", least=1)
     workers: int = _setting(2, help="threads that decode images; 0: none of their own", metavar="W", least=0)
     block: int | None = _setting(None, help="images per block of MSM", metavar="B", least=1, unset="by memory")
-    device: str = _setting("auto", help="auto, cpu, cuda, cuda:1, ...")
+    device: str = _setting("auto", help="auto, cpu, cuda, cuda:1, ...; several, such as cuda:0,cuda:1, share MSM")
     seed: int = _setting(0, help="of subsets, drawn references and shots", least=0)
     method: str = _setting(
         "musc", help="musc; musc+, by reference images alone (Eq. 9-11); muscv2, which is snamd, rscon and windows 7; "

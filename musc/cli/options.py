@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -86,5 +87,22 @@ def one_of(choices: Sequence[str]) -> Kind:
     return Kind(read, f"choose one of {', '.join(choices)}.")
 
 
+def scheduler(text: str) -> str:
+    """local:N, or an address."""
+    if not re.fullmatch(r"local:[1-9]\d*|\w+://.+", text):
+        raise ValueError(text)
+    return text
+
+
+def add_scheduler_option(sub: argparse.ArgumentParser) -> None:
+    """--scheduler."""
+    sub.add_argument(
+        "--scheduler", action=Read, kind=SCHEDULER, metavar="ADDRESS|local:N", help="let a Dask cluster do the mutual "
+        "scoring, by the address that `dask scheduler` prints, or N worker processes of this machine (default: this "
+        "process does)",
+    )  # fmt: skip
+
+
+SCHEDULER = Kind(scheduler, "give local:N, such as local:2, or an address, such as tcp://10.0.0.5:8786.")
 WORDS = Kind(words, "give names with commas between, such as bottle,cable.")
 COUNT = Kind(count, "give a whole number from 1.")
