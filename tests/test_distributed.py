@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -24,12 +23,12 @@ from musc.errors import ClusterError, ConfigError
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 JOBS = {  # arguments of msm.mutual_scores; references: so many images
-    "all": {},
+    "all": {"block": 3},
     "references": {"references": 5, "block": 4},
-    "references alone": {"references": 5, "pool": 0},
+    "references alone": {"references": 5, "pool": 0, "block": 6},
     "drawn": {"pool": 5, "references": 5, "block": 7},
-    "interval": {"interval": (0.1, 0.5), "reduction": "max", "degrees": (1, 5)},
-    "window": {"position_window": 1.0, "block": 1},
+    "interval": {"interval": (0.1, 0.5), "reduction": "max", "degrees": (1, 5), "block": 6},
+    "window": {"position_window": 1.0, "degrees": (1,), "block": 9},
 }
 
 
@@ -50,37 +49,73 @@ def expected(stages, given):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """Two worker processes of this machine."""
-    with Cluster("local:2", cache=tmp_path_factory.mktemp("shared")) as running:
+def threads(tmp_path_factory):
+    """A cluster whose two workers are threads of this process: what is right there does not depend on who dies."""
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as local,
+        Cluster(local.scheduler_address, cache=tmp_path_factory.mktemp("shared"), device="cpu") as running,
+    ):
         yield running
 
 
-@pytest.fixture
-def in_memory(cluster, monkeypatch):
-    """The same, as a cluster that shares no folder."""
-    monkeypatch.setattr(cluster, "cache", None)
-    return cluster
+class Processes:
+    """A scheduler and workers as one starts them by hand, each a process of its own."""
+
+    def __init__(self, folder):
+        self.folder, self.workers = folder, []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        words = ["scheduler", "--host", self.address, "--dashboard-address", ":0"]
+        self.scheduler = self.start(words, folder, ROOT)
+
+    def start(self, words, cwd, path):
+        command = [sys.executable, "-m", "dask", *words]
+        with (self.folder / "said.txt").open("ab") as said:
+            environment = os.environ | {"PYTHONPATH": str(path)}
+            return subprocess.Popen(command, cwd=cwd, stdout=said, stderr=said, env=environment)
+
+    def worker(self, path=ROOT):
+        words = ["worker", self.address, "--no-nanny", "--nthreads", "1", "--dashboard-address", ":0"]
+        self.workers.append(self.start([*words, "--local-directory", str(self.folder)], self.folder, path))
+        return self.workers[-1]
+
+    def end(self):
+        for process in [*self.workers, self.scheduler]:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    running = Processes(tmp_path_factory.mktemp("workers"))
+    running.worker(), running.worker()
+    yield running
+    running.end()
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_several_devices_give_the_scores_of_one(job):
-    stages, given = drawn(13), arguments(job)
+    stages, given = drawn(11), arguments(job)
     found = devices.mutual_scores(stages, devices=[CPU] * 3, **given)
     torch.testing.assert_close(found, expected(stages, given), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_a_cluster_gives_the_scores_of_one_process(job, cluster):
-    stages, given = drawn(13), arguments(job)
-    found = cluster.mutual_scores(stages, **given)
+def test_a_cluster_gives_the_scores_of_one_process(job, threads):
+    stages, given = drawn(11), arguments(job)
+    found = threads.mutual_scores(stages, **given)
     torch.testing.assert_close(found, expected(stages, given), rtol=0, atol=1e-6)
-    assert list((cluster.cache / "blocks").iterdir()) == []  # nothing is left of a job that ended well
+    assert list((threads.cache / "blocks").iterdir()) == []  # nothing is left of a job that ended well
 
 
-def test_tokens_go_through_the_memory_of_a_cluster_too(in_memory):
-    stages, given = drawn(13), arguments("drawn")
-    found = in_memory.mutual_scores(stages, **given)
+@pytest.mark.parametrize("job", ["drawn", "references"])
+def test_tokens_go_through_the_memory_of_a_cluster_too(job, threads, monkeypatch):
+    monkeypatch.setattr(threads, "cache", None)
+    stages, given = drawn(11), arguments(job)
+    found = threads.mutual_scores(stages, **given)
     torch.testing.assert_close(found, expected(stages, given), rtol=0, atol=1e-6)
 
 
@@ -106,9 +141,9 @@ def test_a_quarter_of_the_distances_waits_at_most():
     assert most / len(cut.blocks) ** 2 < 0.3
 
 
-def in_the_middle(run, folder, act, count=20):
-    """Starts `run` in a thread, acts when `count` files of distances are there (None: in a moment), returns what came
-    of it: scores, or an error."""
+def in_the_middle(run, folder, act, count=10):
+    """Starts `run` in a thread, acts when `count` files of distances are in the folder, and returns what came of it:
+    scores, or an error."""
     found = []
 
     def work():
@@ -120,26 +155,136 @@ def in_the_middle(run, folder, act, count=20):
     thread = threading.Thread(target=work)
     thread.start()
     deadline = time.monotonic() + 60
-    while folder is not None and len(list(folder.rglob("distances-*"))) < count and time.monotonic() < deadline:
+    while len(list(folder.rglob("distances-*.npy"))) < count and time.monotonic() < deadline:
         time.sleep(0.005)
-    if folder is None:
-        time.sleep(1)
     act()
     thread.join(60)
     assert not thread.is_alive()
     return found[0]
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["folder", "memory"])
-def test_a_worker_that_is_killed_loses_nothing(shared, cluster, monkeypatch):
-    stages = drawn(40, M=100, C=32)
-    folder = cluster.cache / "blocks" if shared else None
-    if not shared:
-        monkeypatch.setattr(cluster, "cache", None)
-    before = cluster.client.run(os.getpid)
-    found = in_the_middle(
-        lambda: cluster.mutual_scores(stages, block=2), folder, lambda: os.kill(min(before.values()), signal.SIGKILL)
-    )
+def test_a_folder_that_workers_do_not_see(processes, tmp_path, monkeypatch):
+    """The same name means another folder for them: that which they were started in."""
+    if not Path("/proc/self/cwd").exists():
+        pytest.skip("needs a name of a folder that means another one to another process")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ClusterError, match=r"worker tcp://.* cannot use the cache folder /proc/self/cwd/cache \(No such"
+    ):
+        Cluster(processes.address, cache="/proc/self/cwd/cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_worker_that_is_killed_loses_nothing(processes, tmp_path):
+    stages = drawn(40, M=64)
+    with Cluster(processes.address, cache=tmp_path, device="cpu") as cluster:
+        cluster.client.wait_for_workers(2, timeout=60)
+        found = in_the_middle(lambda: cluster.mutual_scores(stages, block=4), tmp_path, processes.workers[0].kill)
+        assert len(cluster.client.nthreads()) == 1
     torch.testing.assert_close(found, expected(stages, {}), rtol=0, atol=1e-6)
-    cluster.client.wait_for_workers(2, timeout=60)
-    assert min(before.values()) not in cluster.client.run(os.getpid).values()
+
+
+def test_a_worker_of_another_version(processes, tmp_path):
+    shutil.copytree(ROOT / "musc", tmp_path / "musc", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    with (tmp_path / "musc" / "lnamd.py").open("a") as file:
+        file.write("ANOTHER = 1\n")
+    client, _ = connection.connect(processes.address)
+    with client:
+        before = set(client.nthreads())
+        other = processes.worker(path=tmp_path)
+        client.wait_for_workers(len(before) + 1, timeout=60)
+        (theirs,) = set(client.nthreads()) - before
+        with pytest.raises(ClusterError, match=f"^{theirs} has musc .*install the same version everywhere"):
+            connection.check_versions(client)
+        other.kill()
+
+
+def test_a_run_goes_on_when_the_scheduler_has_died(processes, threads, monkeypatch):
+    """By another cluster with the same folder; what is finished is not computed again: a block that was tampered with
+    shows in the scores."""
+    stages = drawn(40, M=64)
+    with Cluster(processes.address, cache=threads.cache, device="cpu") as cluster:
+        error = in_the_middle(
+            lambda: cluster.mutual_scores(stages, block=4), threads.cache, processes.scheduler.kill, count=20
+        )
+    assert isinstance(error, ClusterError)
+    assert f"the scheduler at {processes.address} went away. Finished blocks are kept in {threads.cache}" in str(error)
+    (folder,) = (threads.cache / "blocks").iterdir()
+    kept = sorted((folder / "stage0").glob("distances-*.npy"))
+    assert len(kept) > 3
+    np.save(kept[-1], np.load(kept[-1]) - 1)
+    computed = count_calls(monkeypatch, "musc.distributed.tasks.blocks.compare")
+    found = threads.mutual_scores(stages, block=4)
+    assert computed[0] < 2 * 55 - 3
+    row = int(kept[-1].stem.split("-")[1])
+    off = (found - expected(stages, {})).abs().amax(dim=1)
+    assert (off[4 * row : 4 * row + 4] > 0.01).all()
+    off[4 * row : 4 * row + 4] = 0
+    assert off.max() < 1e-6
+
+
+def count_calls(monkeypatch, name):
+    """How often a function is called from now on; it does what it did."""
+    calls, plain = [0], blocks.compare
+
+    def counted(*given, **named):
+        calls[0] += 1
+        return plain(*given, **named)
+
+    monkeypatch.setattr(name, counted)
+    return calls
+
+
+@pytest.mark.parametrize("wrong", ["local:0", "local", "local:two", "10.0.0.5:8786"])
+def test_a_scheduler_s_name_is_checked(wrong, tiny_config, tiny_backbone, photos):
+    with pytest.raises(ConfigError, match=f"scheduler = '{wrong}': give local:N"):
+        MuSc(tiny_config, backbone=tiny_backbone, scheduler=wrong).run(photos)
+    with pytest.raises(SystemExit):
+        cli.main(["run", str(photos), "--scheduler", wrong])
+
+
+def test_a_scheduler_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(connection, "PATIENCE", 1.0)
+    with pytest.raises(ClusterError, match=r"no scheduler answers at tcp://127.0.0.1:9 \(within 1 s\)"):
+        Cluster("tcp://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"consistency": "warn"}, "consistency = 'warn' is not shared out"),
+        ({"tiles": 2, "tile_pool": "all"}, "tile_pool = 'all' is not shared out"),
+        ({"method": "padim"}, "method = 'padim' is not for a scheduler or several devices"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_said_before_the_work(settings, text, tiny_config, tiny_backbone, photos):
+    for shared in ({"scheduler": "local:2"}, {}):
+        config = tiny_config.replace(**settings, device="cpu" if shared else "cpu,cpu")
+        with pytest.raises(ConfigError, match=text):
+            MuSc(config, backbone=tiny_backbone, **shared).run(photos, photos if "method" in settings else None)
+
+
+def test_tokens_that_are_not_finite_are_named(threads):
+    stages = drawn(5)
+    stages[1][3, 2, 1] = float("nan")
+    with pytest.raises(ValueError, match="image 3: 1 patch tokens hold NaN"):
+        threads.mutual_scores(stages)
+
+
+def test_a_disk_without_room(threads, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))
+    with pytest.raises(ConfigError, match=r"tokens and distances need 0\.0 GiB there"):
+        threads.mutual_scores(drawn(5))
+    assert not list((threads.cache / "blocks").glob("*"))
+
+
+def test_the_commands_give_the_same_files(photos, threads, tmp_path, tiny_config, tiny_backbone):
+    words = ["run", str(photos), "--backbone", "deit_tiny_patch16_224", "--weights", "random", "--image-size", "64"]
+    words += ["--stages", "1,2", "--workers", "0", "--no-overlays"]
+    for out, more in (("one", ["--device", "cpu"]), ("two", ["--device", "cpu,cpu"]),
+                      ("local", ["--device", "cpu", "--scheduler", "local:1"])):  # fmt: skip
+        assert cli.main([*words, "--out", str(tmp_path / out), *more]) == 0
+    files = [(tmp_path / out).rglob("scores.csv") for out in ("one", "two", "local")]
+    one, two, local = (next(found).read_text() for found in files)
+    assert one == two == local
+    assert not list((tmp_path / "local/.cache/blocks").iterdir())

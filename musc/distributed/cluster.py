@@ -124,7 +124,10 @@ class Cluster:
         M, D = stages[0].shape[1], len(degrees)
         cut = Cut(plan, block or blocks.block_size(plan.P, D, M, least=LEAST, most_bytes=MOST))
         tokens = [
-            [blocks.block_tokens(cut, b, stage, None if references is None else references[n]) for b in range(len(cut.blocks))]
+            [
+                blocks.block_tokens(cut, b, stage, None if references is None else references[n])
+                for b in range(len(cut.blocks))
+            ]
             for n, stage in enumerate(stages)
         ]
         folder = self._folder(tokens, cut, settings)

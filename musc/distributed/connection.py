@@ -45,7 +45,7 @@ def local_workers(scheduler: str) -> int | None:
     )
 
 
-def connect(scheduler: str, patience: float = PATIENCE) -> tuple[Client, Any]:
+def connect(scheduler: str) -> tuple[Client, Any]:
     """A client, and the cluster that was started for "local:N". Raises ClusterError where nobody answers."""
     count = local_workers(scheduler)
     try:
@@ -58,18 +58,18 @@ def connect(scheduler: str, patience: float = PATIENCE) -> tuple[Client, Any]:
         )
         return Client(cluster, set_as_default=False), cluster
     try:
-        client = Client(scheduler, timeout=patience, set_as_default=False)
+        client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise ClusterError(
-            f"no scheduler answers at {scheduler} (within {patience:g} s): start one with `dask scheduler`, check the "
+            f"no scheduler answers at {scheduler} (within {PATIENCE:g} s): start one with `dask scheduler`, check the "
             "address that it prints, and that no firewall stands between."
         ) from error
     try:
-        client.wait_for_workers(1, timeout=patience)
+        client.wait_for_workers(1, timeout=PATIENCE)
     except TimeoutError as error:
         client.close()
         raise ClusterError(
-            f"the scheduler at {scheduler} has no worker (within {patience:g} s): start some with "
+            f"the scheduler at {scheduler} has no worker (within {PATIENCE:g} s): start some with "
             f"`dask worker {scheduler}`."
         ) from error
     return client, None
