@@ -1,5 +1,6 @@
 """Mutual scoring by several devices and by a Dask cluster gives the scores of one process, whatever dies on the way."""
 
+import _thread
 import os
 import shutil
 import socket
@@ -221,6 +222,30 @@ def test_a_run_goes_on_when_the_scheduler_has_died(processes, threads, monkeypat
     assert (off[4 * row : 4 * row + 4] > 0.01).all()
     off[4 * row : 4 * row + 4] = 0
     assert off.max() < 1e-6
+
+
+def test_ctrl_c_cancels_the_tasks_and_keeps_what_is_finished(threads, monkeypatch):
+    stages = drawn(40, M=64)
+
+    def watch():
+        while len(list(threads.cache.rglob("distances-*.npy"))) < 10:
+            time.sleep(0.005)
+        _thread.interrupt_main()
+
+    threading.Thread(target=watch).start()
+    with pytest.raises(KeyboardInterrupt):
+        threads.mutual_scores(stages, block=4)
+    deadline = time.monotonic() + 30  # what a worker was at may end
+    while (left := threads.client.run_on_scheduler(unfinished)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+    computed = count_calls(monkeypatch, "musc.distributed.tasks.blocks.compare")
+    torch.testing.assert_close(threads.mutual_scores(stages, block=4), expected(stages, {}), rtol=0, atol=1e-6)
+    assert 0 < computed[0] <= 2 * 55 - 5
+
+
+def unfinished(dask_scheduler):
+    return len(dask_scheduler.tasks)
 
 
 def count_calls(monkeypatch, name):

@@ -76,6 +76,8 @@ class Cluster:
                 self.cache = Path(self.closing.enter_context(tempfile.TemporaryDirectory(prefix="musc-")))
             if self.cache is not None:
                 check_folder(self.client, self.cache)
+            if count is not None:  # Ctrl-C goes to every process of a terminal, and this one ends them
+                self.client.run(tasks.ignore_interrupts)
             threads = None if count is None else threads_of(count)
             self.worker = Worker(version, device.partition(":")[0], threads, spread=count is not None)
         except BaseException:
@@ -123,12 +125,10 @@ class Cluster:
         plan = blocks.check(stages, references, pool, seed, settings)
         M, D = stages[0].shape[1], len(degrees)
         cut = Cut(plan, block or blocks.block_size(plan.P, D, M, least=LEAST, most_bytes=MOST))
+        extra = [None] * len(stages) if references is None else references
         tokens = [
-            [
-                blocks.block_tokens(cut, b, stage, None if references is None else references[n])
-                for b in range(len(cut.blocks))
-            ]
-            for n, stage in enumerate(stages)
+            [blocks.block_tokens(cut, b, *both) for b in range(len(cut.blocks))]
+            for both in zip(stages, extra, strict=True)
         ]
         folder = self._folder(tokens, cut, settings)
         total = len(stages) * len(plan.pairs())

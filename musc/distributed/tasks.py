@@ -6,6 +6,7 @@ scores are files in it, and a task that finds its result there has nothing to do
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -144,6 +145,11 @@ def sees(folder: Path, name: str, content: str) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def ignore_interrupts() -> None:
+    """Leaves Ctrl-C to the process that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _writable(array: np.ndarray) -> np.ndarray:
