@@ -2,6 +2,7 @@
 
 import _thread
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -313,3 +314,48 @@ def test_the_commands_give_the_same_files(photos, threads, tmp_path, tiny_config
     one, two, local = (next(found).read_text() for found in files)
     assert one == two == local
     assert not list((tmp_path / "local/.cache/blocks").iterdir())
+
+
+# --- the page of the book
+
+PAGE = (ROOT / "book/distributed.md").read_text(encoding="utf-8")
+PLACES = {"mvtec_anomaly_detection/": "parts", "/shared/musc": "cache", "cuda:0,cuda:1": "cpu,cpu"}
+
+
+@pytest.fixture
+def reader(photos, threads, tmp_path, monkeypatch, tiny_backbone):
+    """The folders that the page names, a small network in place of every other, and `threads` as every cluster."""
+    shutil.copytree(photos, tmp_path / "parts/part/test/good")
+    (tmp_path / "parts/part/test/spot").mkdir()
+    (tmp_path / "parts/part/test/good/5.png").rename(tmp_path / "parts/part/test/spot/0.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("musc.pipeline.load_backbone", lambda *_, **__: tiny_backbone)
+    monkeypatch.setattr(connection, "local_workers", lambda scheduler: None)
+    monkeypatch.setattr("musc.distributed.cluster.local_workers", lambda scheduler: None)
+    plain = connection.connect
+    monkeypatch.setattr("musc.distributed.cluster.connect", lambda _: plain(threads.scheduler))
+    return tmp_path
+
+
+def test_the_page_s_commands_run(reader, capsys):
+    commands = re.findall(r"^(musc .*)$", PAGE, re.M)
+    assert len(commands) == 3
+    for line in commands:
+        words = [PLACES.get(word, word) for word in line.split()[1:]]
+        assert cli.main([*words, "--no-overlays", "--workers", "0"]) == 0, (line, capsys.readouterr().err)
+
+
+def test_the_page_s_python_runs(reader):
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "jobqueue" not in b]
+    names = {"__name__": "__main__"}
+    exec(block.replace("MuScConfig()", "MuScConfig(workers=0)"), names)
+    assert len(names["result"].paths) == 6
+
+
+def test_the_page_s_dask_commands_have_these_options():
+    from distributed.cli.dask_worker import main as worker
+
+    (words,) = [line.split() for line in re.findall(r"^dask (worker .*)$", PAGE, re.M)]
+    known = {option for parameter in worker.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+    assert len(known) > 20
