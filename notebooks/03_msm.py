@@ -156,7 +156,9 @@ engine = msm.mutual_scores([of_stage], degrees, interval, grid=grid)
 assert torch.allclose(averaged[stage - 1].mean(dim=0), engine, atol=1e-5)
 slot = j - 1 if j > i else j  # image i itself is left out
 assert torch.allclose(distances[stage - 1][1, i, slot], by_hand, atol=1e-4)
-print(f"K = {K} of {N - 1} images; on stage {stage} loop, array and engine agree")
+print(
+    f"K = {K} of {N - 1} images; on stage {stage} loop, array and engine agree"
+)
 
 # %% mystnb={"figure": {"caption": "The anomaly map appears. From above: image, Eq. 3 on the patch grid, upsampled. The outline is the true defect, the image score $c_i$ the map's maximum.", "name": "fig-msm-maps"}, "image": {"alt": "Three defective screws and two normal ones; below each its patch scores and its smooth anomaly map, with the mask outlined."}}
 maps = upsample(scores, grid, size)

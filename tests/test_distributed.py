@@ -25,7 +25,7 @@ from musc.errors import ClusterError, ConfigError
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 JOBS = {  # arguments of msm.mutual_scores; references: so many images
-    "all": {"block": 3},
+    "all": {"block": 3, "max_bytes": 2000},
     "references": {"references": 5, "block": 4},
     "references alone": {"references": 5, "pool": 0, "block": 6},
     "drawn": {"pool": 5, "references": 5, "block": 7},
@@ -47,7 +47,7 @@ def arguments(job):
 
 
 def expected(stages, given):
-    return msm.mutual_scores(stages, **{k: v for k, v in given.items() if k != "block"})
+    return msm.mutual_scores(stages, **{k: v for k, v in given.items() if k not in ("block", "max_bytes")})
 
 
 @pytest.fixture(scope="module")

@@ -112,11 +112,15 @@ class Cluster:
         precision: str = "float32",
         block: int | None = None,
         position_window: float = math.inf,
+        max_bytes: int | None = None,
+        scratch: Path | str | None = None,
         progress: bool = False,
     ) -> Float[Tensor, "N M"]:
         """`msm.mutual_scores` (Eq. 1-3) by the workers; the scores are the same, on the CPU.
 
-        block: images per block; a task holds two blocks. The other arguments are as in `msm.mutual_scores`.
+        block: images per block; a task holds two blocks. max_bytes: the distances of one task take a quarter of it at
+        most, unless `block` says else. scratch: not used; distances wait in the cache, or in the cluster's memory. The
+        others are as in `msm.mutual_scores`.
 
         Raises ValueError as `msm.mutual_scores`, ClusterError where scheduler or workers go away, ConfigError where the
         cache has no room.
@@ -124,7 +128,8 @@ class Cluster:
         settings = Settings(tuple(degrees), interval, reduction, grid, precision, position_window)
         plan = blocks.check(stages, references, pool, seed, settings)
         M, D = stages[0].shape[1], len(degrees)
-        cut = Cut(plan, block or blocks.block_size(plan.P, D, M, least=LEAST, most_bytes=MOST))
+        most = MOST if max_bytes is None else min(MOST, max_bytes // 4)
+        cut = Cut(plan, block or blocks.block_size(plan.P, D, M, least=LEAST, most_bytes=most))
         extra = [None] * len(stages) if references is None else references
         tokens = [
             [blocks.block_tokens(cut, b, *both) for b in range(len(cut.blocks))]

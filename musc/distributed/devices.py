@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Lock
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from musc.distributed import blocks
 from musc.distributed.blocks import Cut, Settings
+from musc.distributed.tasks import Kept, load, save
 
 MOST = 256 << 20  # bytes of the distances of one pair of blocks
 
@@ -29,7 +31,8 @@ class Stage:
     cut: Cut
     settings: Settings
     tokens: list[Tensor]  # of every block, on the CPU
-    waiting: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)  # by row and other block
+    folder: Path | None = None  # of what waits, where memory is not to hold it
+    waiting: dict[tuple[int, int], Kept] = field(default_factory=dict)  # by row and other block
     scores: dict[int, Tensor] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
@@ -37,14 +40,20 @@ class Stage:
         """Takes in what a row's block is from another; the thread that completes a row reduces it."""
         if distances is None or row not in self.cut.rows:
             return
-        array = distances.cpu().numpy()
+        kept: Kept = distances.cpu().numpy()
+        if self.folder is not None:
+            kept = save(self.folder / f"{row}-{other}.npy", distances.cpu().numpy())
         with self.lock:
-            self.waiting[row, other] = array
+            self.waiting[row, other] = kept
             others = self.cut.parts(row)
             if any((row, p) not in self.waiting for p in others):
                 return
             parts = [self.waiting.pop((row, p)) for p in others]
-        scores = blocks.reduce(parts, [self.cut.counts(row, p) for p in others], self.settings)
+        counts = [self.cut.counts(row, p) for p in others]
+        scores = blocks.reduce([load(part) for part in parts], counts, self.settings)
+        for part in parts:
+            if isinstance(part, Path):
+                part.unlink()
         with self.lock:
             self.scores[row] = scores
 
@@ -63,6 +72,8 @@ def mutual_scores(
     precision: str = "float32",
     block: int | None = None,
     position_window: float = math.inf,
+    max_bytes: int | None = None,
+    scratch: Path | str | None = None,
     progress: bool = False,
 ) -> Float[Tensor, "N M"]:
     """`msm.mutual_scores` (Eq. 1-3) by several devices of this machine; the scores are the same, on the CPU.
@@ -70,6 +81,8 @@ def mutual_scores(
     Args:
         devices: a thread for each, such as two GPUs; one that is named twice gets two threads.
         block: images per block; two blocks' tokens are on a device at a time.
+        max_bytes: what distances may take in memory. Where more might wait for their rows (a quarter of all), they wait
+            in files of a temporary folder (in `scratch`, if given). None: all wait in memory.
         The others are as in `msm.mutual_scores`.
 
     Raises:
@@ -85,14 +98,22 @@ def mutual_scores(
     settings = Settings(tuple(degrees), interval, reduction, grid, precision, position_window)
     plan = blocks.check(stages, references, pool, seed, settings)
     M, D = stages[0].shape[1], len(degrees)
-    size = block or blocks.block_size(plan.P, D, M, least=3 * len(devices), most_bytes=MOST)
-    cut = Cut(plan, size)
+    most = MOST if max_bytes is None else min(MOST, max_bytes // (4 * len(devices)))
+    cut = Cut(plan, block or blocks.block_size(plan.P, D, M, least=3 * len(devices), most_bytes=most))
     total: Tensor | None = None
-    with tqdm(total=len(stages) * len(plan.pairs()), desc="pairs", unit="pair", disable=not progress or None) as bar:
+    with ExitStack() as leaving:
+        folder = None
+        if (
+            max_bytes is not None and max_bytes // 2 < D * plan.N * plan.J * M
+        ):  # a quarter of so many numbers of 4 bytes
+            folder = Path(leaving.enter_context(tempfile.TemporaryDirectory(prefix="musc-", dir=scratch)))
+        bar = leaving.enter_context(
+            tqdm(total=len(stages) * len(plan.pairs()), desc="pairs", unit="pair", disable=None if progress else True)
+        )
         for n, tokens in enumerate(stages):
             extra = None if references is None else references[n]
             every = [blocks.block_tokens(cut, b, tokens, extra) for b in range(len(cut.blocks))]
-            stage = Stage(cut, settings, every)
+            stage = Stage(cut, settings, every, folder)
             _compute(stage, devices, bar)
             scores = torch.cat([stage.scores[row] for row in cut.rows])
             total = scores if total is None else total + scores
