@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from musc.backbones import AUTO, choose_backbone
 from musc.config import METHODS, OTHER_METHODS, MuScConfig
 from musc.datasets.base import Category
+from musc.distributed.cluster import Cluster
 from musc.errors import ConfigError, DataError
 from musc.features import Features
 from musc.methods import registry
@@ -150,6 +151,7 @@ def compare(
     references: References = lambda category, method: None,
     cache: Path | None = None,
     backbone: Any = None,
+    cluster: Cluster | None = None,
     say: Callable[[str], None] = lambda line: None,
     force: bool = False,
 ) -> pd.DataFrame:
@@ -158,7 +160,8 @@ def compare(
     Args:
         categories: labeled. methods: names of `config.METHODS`. config: backbone, sizes, seed, and MuSc's own settings.
         folder: one JSON file per category and method. references: normal images of a category for a method.
-        cache: folder of extracted tokens. backbone: a network that is loaded already. say: takes what is being done.
+        cache: folder of extracted tokens. backbone: a network that is loaded already. cluster: does the mutual scoring.
+        say: takes what is being done.
         force: measure what is there again.
 
     Returns:
@@ -186,7 +189,8 @@ def compare(
     for category in categories:
         if not category.labeled:
             raise DataError(f"{category.name} has images without labels: a comparison measures, and needs them.")
-        base, _ = MuSc(config, backbone=backbone, cache=cache, progress=False).fitted(category.samples)
+        base = MuSc(config, backbone=backbone, cache=cache, progress=False, scheduler=cluster)
+        base, _ = base.fitted(category.samples)
         backbone = base.backbone  # loaded once
         tokens = Tokens(base, category)
         for name in methods:
@@ -213,7 +217,7 @@ def _measure(category: Category, name: str, config: MuScConfig, pool: Category |
     before = tokens.seconds
     features, normal = tokens.of_images(), tokens.of_references(pool)
     musc = tokens.musc
-    method = registry.build(config, musc.backbone, category.name)
+    method = registry.build(config, musc.backbone, category.name, musc.scorer if musc.elsewhere else None)
     with peak_memory(musc.device) as peak:
         start = time.perf_counter()
         scores = method.score(features, normal)

@@ -147,7 +147,7 @@ class MuScConfig:
         None, help="bound of what MSM takes beyond the tokens, such as 2GiB; it changes the time and no score",
         metavar="SIZE", least=1, unset="half of what is free",
     )  # fmt: skip
-    device: str = _setting("auto", help="auto, cpu, cuda, cuda:1, ...")
+    device: str = _setting("auto", help="auto, cpu, cuda, cuda:1, ...; several, such as cuda:0,cuda:1, share MSM")
     seed: int = _setting(0, help="of subsets, drawn references and shots", least=0)
     method: str = _setting(
         "musc", help="musc; musc+, by reference images alone (Eq. 9-11); muscv2, which is snamd, rscon and windows 7; "

@@ -19,3 +19,7 @@ class WeightsError(MuscError):
 
 class ResultError(MuscError):
     """A result folder that cannot be written or read back."""
+
+
+class ClusterError(MuscError):
+    """A scheduler, or workers of a cluster, that are not there, went away, or cannot do the work."""

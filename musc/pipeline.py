@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from musc.backbones import AUTO, Backbone, choose_backbone, load_backbone, resolve_device
+from musc import msm
+from musc.backbones import AUTO, Backbone, choose_backbone, load_backbone, resolve_device, resolve_devices
 from musc.config import MuScConfig
 from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample
@@ -25,6 +26,8 @@ from musc.datasets.copies import copies, copies_note
 from musc.datasets.images import content_key
 from musc.datasets.proportions import input_size
 from musc.datasets.values import ValueRange, value_range
+from musc.distributed import check_shared, devices
+from musc.distributed.cluster import Cluster
 from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references, extract
 from musc.methods import registry
@@ -33,7 +36,7 @@ from musc.results import MuScResult, environment
 from musc.results.evaluation import evaluate, read_truth
 from musc.scoring import roi, tiles
 from musc.scoring.aggregation import SalientTokens
-from musc.scoring.maps import anomaly_maps, patch_scores, rescored
+from musc.scoring.maps import Scorer, anomaly_maps, patch_scores, rescored
 from musc.sizes import Size, scaled, short_side
 from musc.sources import numerical_version
 
@@ -44,7 +47,8 @@ class MuSc:
     """Scores the unlabeled images of one product by each other (Sec. 3).
 
     config: every setting; backbone: a network that is loaded already (None: the configuration's, loaded when it is
-    first needed); cache: a folder for extracted tokens (None: extract afresh); progress: bars on a terminal.
+    first needed); cache: a folder for extracted tokens (None: extract afresh); progress: bars on a terminal; scheduler:
+    "local:N", the address of a Dask scheduler, or a Cluster, whose workers then do the mutual scoring.
 
     Example:
         >>> from musc.datasets import load_category
@@ -61,6 +65,7 @@ class MuSc:
         backbone: Backbone | None = None,
         cache: Path | str | None = None,
         progress: bool = False,
+        scheduler: str | Cluster | None = None,
     ) -> None:
         self.config = config or MuScConfig()
         if self.config.backbone == AUTO:  # the result says which network it was, and so does its fingerprint
@@ -71,6 +76,33 @@ class MuSc:
         self.cache = Path(cache) if cache else None
         self.progress = progress
         self.device = resolve_device(self.config.device)
+        self.scheduler = scheduler
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether mutual scoring is done by several devices or by a cluster, which take tokens on the CPU."""
+        return self.scheduler is not None or "," in self.config.device
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """`msm.mutual_scores`, or what does the same by several devices or by a cluster, which is connected here.
+
+        Raises ConfigError, ClusterError where that cannot work, before any work.
+        """
+        if self.elsewhere:
+            check_shared(self.config)
+        if isinstance(self.scheduler, str):  # kept, so that `close` finds it
+            self.scheduler = Cluster(self.scheduler, cache=self.cache, device=self.config.device)
+        if self.scheduler is not None:
+            return self.scheduler.mutual_scores
+        if self.elsewhere:
+            return partial(devices.mutual_scores, devices=resolve_devices(self.config.device))
+        return msm.mutual_scores
+
+    def close(self) -> None:
+        """Leaves the cluster, if there is one; workers that were started for it end."""
+        if isinstance(self.scheduler, Cluster):
+            self.scheduler.close()
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -95,7 +127,10 @@ class MuSc:
             return self, []
         size = config.image_size
         assert isinstance(size, int | tuple)
-        return MuSc(config, backbone=self.backbone.resized(size), cache=self.cache, progress=self.progress), notes
+        return MuSc(
+            config, backbone=self.backbone.resized(size), cache=self.cache, progress=self.progress,
+            scheduler=self.scheduler,
+        ), notes  # fmt: skip
 
     def _sized(self, samples: Sequence[Sample]) -> tuple[MuScConfig, list[str]]:
         if (side := short_side(self.config.image_size)) is None:
@@ -119,6 +154,8 @@ class MuSc:
             ConfigError, WeightsError: a setting or the weights do not work.
         """
         registry.check(self.config, references is not None)
+        if self.elsewhere:
+            _ = self.scorer  # what cannot work is said before the work
         category, pool = as_category(images), as_category(references) if references is not None else None
         for given, what in ((category, "images"), (pool, "reference images")):
             if given is not None and not given.samples:
@@ -265,7 +302,10 @@ class MuSc:
             check_references(features, references)
         elif self.config.references == 0:
             raise ConfigError("references = 0 lets reference images score alone, and none are given: give some.")
-        score = partial(patch_scores, config=self.config, device=self.device, notes=notes, progress=self.progress)
+        score = partial(
+            patch_scores, config=self.config, device=torch.device("cpu") if self.elsewhere else self.device,
+            notes=notes, progress=self.progress, scorer=self.scorer,
+        )  # fmt: skip
         salient = SalientTokens(self.config) if self.config.rescoring == "rscon" else None
         if self.config.tiles > 1:
             maps = tiles.anomaly_maps(

@@ -83,7 +83,8 @@ def test_readme_s_python(reader):
     assert len(names["result"].paths) == 5
 
 
-APART = {"book/datasets.md": "needs public data sets; test_datasets_page.py reads trees like theirs"}
+APART = {"book/datasets.md": "needs public data sets; test_datasets_page.py reads trees like theirs",
+         "book/distributed.md": "needs a scheduler; test_distributed.py has one"}  # fmt: skip
 PLACES = {"NEW": "new.png", "RESULT": "results/folder/photographs", "SCORES.csv": "patchcore_bottle.csv",
           "CLASS_TOKENS": "results/mvtec_ad/bottle"}  # fmt: skip
 SESSION = [  # what makes what another page's command needs comes first

@@ -49,6 +49,7 @@ GATHERED = (
     "musc.cli",
     "musc.datasets",
     "musc.datasets.synthetic",
+    "musc.distributed",
     "musc.engines",
     "musc.methods",
     "musc.results",

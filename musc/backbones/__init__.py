@@ -30,6 +30,7 @@ __all__ = [
     "find_backbone",
     "load_backbone",
     "resolve_device",
+    "resolve_devices",
 ]
 
 
@@ -181,12 +182,28 @@ def load_backbone(
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `name` means: "auto" is the GPU where there is one. Raises ConfigError where it is not there.
+    """The device that `name` means: "auto" is the GPU where there is one, and of several the first is meant.
+
+    Raises ConfigError where it is not there.
 
     Example:
         >>> resolve_device("cpu")
         device(type='cpu')
     """
+    return resolve_devices(name)[0]
+
+
+def resolve_devices(names: str) -> list[torch.device]:
+    """The devices that names with commas between mean; what is said of `resolve_device` holds for each.
+
+    Example:
+        >>> resolve_devices("cpu,cpu")
+        [device(type='cpu'), device(type='cpu')]
+    """
+    return [_resolve(name.strip()) for name in names.split(",")]
+
+
+def _resolve(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

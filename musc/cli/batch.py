@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from musc.cli.data import add_data_options, add_reference_options, categories_of, check_references, references_of
 from musc.cli.failures import report
+from musc.cli.options import add_scheduler_option
 from musc.cli.outputs import add_output_options, add_threshold_option, check_folder, print_notes
 from musc.cli.settings import BY_DATA_SET, add_settings, given_settings
 from musc.config import PAPER_WINDOWS, MuScConfig
@@ -30,6 +31,7 @@ def add_batch_options(sub: argparse.ArgumentParser) -> None:
     add_output_options(sub)
     sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of extracted tokens (default: OUT/.cache)")
     sub.add_argument("--no-cache", action="store_true", help="extract afresh and store no tokens")
+    add_scheduler_option(sub)
     add_threshold_option(sub, default="robust", unset="robust")
     sub.add_argument("--force", action="store_true", help="compute again what is finished already")
 
@@ -65,7 +67,8 @@ class Batch:
         config = self.config
         if self.args.windows is None and config.method in ("musc", "musc+"):
             config = config.replace(windows=PAPER_WINDOWS.get(self.categories[0].dataset, config.windows))
-        return MuSc(plus(config) if self.args.plus else config, cache=self.cache, progress=True)
+        config = plus(config) if self.args.plus else config
+        return MuSc(config, cache=self.cache, progress=True, scheduler=self.args.scheduler)
 
     def folder(self, category: Category) -> Path:
         """Where the result of a category is."""
@@ -83,6 +86,12 @@ class Batch:
         The error of a single category is raised, and so is that of a network that cannot be loaded.
         """
         _ = self.musc.backbone
+        try:
+            yield from self._each(needs_labels)
+        finally:
+            self.musc.close()
+
+    def _each(self, needs_labels: bool) -> Iterator[tuple[Category, MuScResult | None]]:
         for category in self.categories:
             try:
                 if needs_labels and category.samples and not category.labeled:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musc.cli.data import add_data_options, add_reference_options, categories_of, check_references, references_of
 from musc.cli.failures import DONE
-from musc.cli.options import WORDS, Read
+from musc.cli.options import WORDS, Read, add_scheduler_option
 from musc.cli.outputs import RESULTS, check_folder
 from musc.cli.settings import BY_DATA_SET, FIELDS, add_settings, given_settings, with_network
 from musc.config import METHODS, NEED_REFERENCES, PAPER_WINDOWS, MuScConfig
@@ -41,6 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_settings(sub.add_argument_group("settings"), names, left_open=BY_DATA_SET)
     sub.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of results (default: results)")
     sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of extracted tokens (default: OUT/.cache)")
+    add_scheduler_option(sub)
     sub.add_argument("--force", action="store_true", help="measure again what is finished already")
     sub.set_defaults(command=compare, plus=False, method="musc")
 
@@ -48,6 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def compare(args: argparse.Namespace) -> int:
     """Measure, and leave compare.csv (by category), comparison.csv (by method) and comparison.png."""
     from musc import compare as comparing
+    from musc.distributed.cluster import Cluster
 
     check_references(args)
     check_folder(args.out, "--out")
@@ -75,10 +78,14 @@ def compare(args: argparse.Namespace) -> int:
         for reason in reasons:
             print(f"left out: {reason}", file=sys.stderr)
     comparing.check(methods, config, has_references)
-    frame = comparing.compare(
-        categories, methods, config, args.out / "compare", references=references, cache=cache, force=args.force,
-        say=lambda line: print(line, file=sys.stderr),
-    )  # fmt: skip
+    with ExitStack() as leaving:
+        cluster = None
+        if args.scheduler:
+            cluster = leaving.enter_context(Cluster(args.scheduler, cache=cache, device=config.device))
+        frame = comparing.compare(
+            categories, methods, config, args.out / "compare", references=references, cache=cache, force=args.force,
+            cluster=cluster, say=lambda line: print(line, file=sys.stderr),
+        )  # fmt: skip
     table = comparing.summary(frame)
     frame.to_csv(args.out / "compare.csv", index=False, float_format="%.4f")
     table.to_csv(args.out / "comparison.csv", float_format="%.4f")

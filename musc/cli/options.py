@@ -106,6 +106,23 @@ def one_of(choices: Sequence[str]) -> Kind:
     return Kind(read, f"choose one of {', '.join(choices)}.")
 
 
+def scheduler(text: str) -> str:
+    """local:N, or an address."""
+    if not re.fullmatch(r"local:[1-9]\d*|\w+://.+", text):
+        raise ValueError(text)
+    return text
+
+
+def add_scheduler_option(sub: argparse.ArgumentParser) -> None:
+    """--scheduler."""
+    sub.add_argument(
+        "--scheduler", action=Read, kind=SCHEDULER, metavar="ADDRESS|local:N", help="let a Dask cluster do the mutual "
+        "scoring, by the address that `dask scheduler` prints, or N worker processes of this machine (default: this "
+        "process does)",
+    )  # fmt: skip
+
+
+SCHEDULER = Kind(scheduler, "give local:N, such as local:2, or an address, such as tcp://10.0.0.5:8786.")
 WORDS = Kind(words, "give names with commas between, such as bottle,cable.")
 BYTES = Kind(size, "give a size such as 2GiB or 500MB.")
 COUNT = Kind(count, "give a whole number from 1.")

@@ -16,6 +16,7 @@ from musc.methods.patchcore import PatchCore
 from musc.methods.spade import Spade
 from musc.methods.subspacead import SubspaceAD
 from musc.methods.winclip import WinCLIP
+from musc.scoring.maps import Scorer
 from musc.sizes import scaled
 
 TITLES = {
@@ -60,8 +61,9 @@ def check(config: MuScConfig, references: bool) -> None:
         )
 
 
-def build(config: MuScConfig, backbone: Backbone, product: str) -> Method:
-    """The method of `config`; product: what is seen, for methods with sentences.
+def build(config: MuScConfig, backbone: Backbone, product: str, scorer: Scorer | None = None) -> Method:
+    """The method of `config`; product: what is seen, for methods with sentences; scorer: computes mutual scoring, from
+    tokens on the CPU (None: the configuration's device does).
 
     Raises ConfigError as `check` does, WeightsError where a text tower cannot be loaded.
     """
@@ -80,6 +82,8 @@ def build(config: MuScConfig, backbone: Backbone, product: str) -> Method:
         case "winclip":
             return _winclip(config, product)
     assert config.method not in OTHER_METHODS
+    if scorer is not None:
+        return Mutual(config, size, "cpu", scorer)
     return Mutual(config, size, resolve_device(config.device))
 
 

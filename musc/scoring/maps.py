@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from musc.scoring.aggregation import prepared
 from musc.sizes import Size, rows_columns
 
 PatchScores = dict[tuple[int, int], Tensor]  # by patch grid (rows, columns): [N, M]
+Scorer = Callable[..., Tensor]  # computes what `msm.mutual_scores` does, from the same arguments
 
 
 def anomaly_maps(scores: PatchScores, size: Size) -> Float[Tensor, "N H W"]:
@@ -44,12 +45,15 @@ def patch_scores(
     device: torch.device,
     notes: list[str] | None = None,
     progress: bool = False,
+    scorer: Scorer = msm.mutual_scores,
 ) -> PatchScores:
     """Eq. 3 before upsampling, by patch grid: one grid, except for Swin, whose scores then add up to Eq. 3's.
 
     With subsets = s the images are split into s parts, stratified by defect where it is known, and each part is
     scored by itself (Sec. 4.2, Tab. 6-7). `references` join the pool of every part. notes receives warnings of
-    consistent defects. Raises ConfigError where a part is left with a single image and no reference.
+    consistent defects. scorer: by several devices or a cluster, for instance; device: where it wants the tokens.
+
+    Raises ConfigError where a part is left with a single image and no reference.
     """
     R = len(references) if references else 0
     total = {grid: torch.zeros(len(features), math.prod(grid)) for grid in dict.fromkeys(features.grids)}
@@ -62,7 +66,9 @@ def patch_scores(
         part = features if len(rows) == len(features) else features.take(rows.tolist())
         for grid, scores in total.items():
             stages = [n for n, g in enumerate(features.grids) if g == grid]
-            found = _mutual_scores(part, references, config, stages, device=device, notes=notes, progress=progress)
+            found = _mutual_scores(
+                part, references, config, stages, device=device, notes=notes, progress=progress, scorer=scorer
+            )
             scores[rows] = len(stages) / len(features.grids) * found.cpu().float()
     return total
 
@@ -76,6 +82,7 @@ def _mutual_scores(
     device: torch.device,
     notes: list[str] | None,
     progress: bool,
+    scorer: Scorer,
 ) -> Float[Tensor, "N M"]:
     """Eq. 1-3 over `stages`, which share one grid; with `consistency`, corrected for defects that images share.
 
@@ -92,7 +99,7 @@ def _mutual_scores(
         grid = (1, K)
     if c.consistency == "off":
         pool, interval = _pool(features, references, c, device)
-        found = msm.mutual_scores(
+        found = scorer(
             tokens, degrees, interval, c.reduction, references=extra, pool=pool, seed=c.seed, grid=grid,
             precision=c.precision, block=c.block, position_window=c.position_window, max_bytes=c.max_memory,
             progress=progress,

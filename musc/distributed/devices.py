@@ -1,0 +1,152 @@
+"""Several devices in one process: a thread for each takes pairs of blocks from a queue."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Lock
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from musc.distributed import blocks
+from musc.distributed.blocks import Cut, Settings
+from musc.distributed.tasks import Kept, load, save
+
+MOST = 256 << 20  # bytes of the distances of one pair of blocks
+
+
+@dataclass
+class Stage:
+    """One stage's tokens, the distances that wait for their row to be complete, and the scores of rows that are."""
+
+    cut: Cut
+    settings: Settings
+    tokens: list[Tensor]  # of every block, on the CPU
+    folder: Path | None = None  # of what waits, where memory is not to hold it
+    waiting: dict[tuple[int, int], Kept] = field(default_factory=dict)  # by row and other block
+    scores: dict[int, Tensor] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+    def add(self, row: int, other: int, distances: Tensor | None) -> None:
+        """Takes in what a row's block is from another; the thread that completes a row reduces it."""
+        if distances is None or row not in self.cut.rows:
+            return
+        kept: Kept = distances.cpu().numpy()
+        if self.folder is not None:
+            kept = save(self.folder / f"{row}-{other}.npy", distances.cpu().numpy())
+        with self.lock:
+            self.waiting[row, other] = kept
+            others = self.cut.parts(row)
+            if any((row, p) not in self.waiting for p in others):
+                return
+            parts = [self.waiting.pop((row, p)) for p in others]
+        counts = [self.cut.counts(row, p) for p in others]
+        scores = blocks.reduce([load(part) for part in parts], counts, self.settings)
+        for part in parts:
+            if isinstance(part, Path):
+                part.unlink()
+        with self.lock:
+            self.scores[row] = scores
+
+
+def mutual_scores(
+    stages: Sequence[Float[Tensor, "N M _"]],
+    degrees: Sequence[int] = (1, 3, 5),
+    interval: tuple[float, float] = (0.0, 0.3),
+    reduction: str = "mean",
+    *,
+    devices: Sequence[torch.device],
+    references: Sequence[Float[Tensor, "R M _"]] | None = None,
+    pool: int | Int[Tensor, "N J"] | None = None,
+    seed: int = 0,
+    grid: tuple[int, int] | None = None,
+    precision: str = "float32",
+    block: int | None = None,
+    position_window: float = math.inf,
+    max_bytes: int | None = None,
+    scratch: Path | str | None = None,
+    progress: bool = False,
+) -> Float[Tensor, "N M"]:
+    """`msm.mutual_scores` (Eq. 1-3) by several devices of this machine; the scores are the same, on the CPU.
+
+    Args:
+        devices: a thread for each, such as two GPUs; one that is named twice gets two threads.
+        block: images per block; two blocks' tokens are on a device at a time.
+        max_bytes: what distances may take in memory. Where more might wait for their rows (a quarter of all), they wait
+            in files of a temporary folder (in `scratch`, if given). None: all wait in memory.
+        The others are as in `msm.mutual_scores`.
+
+    Raises:
+        ValueError: as `msm.mutual_scores`. ConfigError: a device's memory does not hold a pair of images.
+
+    Example:
+        >>> from musc import msm
+        >>> stage = torch.randn(6, 9, 8, generator=torch.Generator().manual_seed(0))
+        >>> scores = mutual_scores([stage], devices=[torch.device("cpu")] * 2)
+        >>> scores.allclose(msm.mutual_scores([stage]))
+        True
+    """
+    settings = Settings(tuple(degrees), interval, reduction, grid, precision, position_window)
+    plan = blocks.check(stages, references, pool, seed, settings)
+    M, D = stages[0].shape[1], len(degrees)
+    most = MOST if max_bytes is None else min(MOST, max_bytes // (4 * len(devices)))
+    cut = Cut(plan, block or blocks.block_size(plan.P, D, M, least=3 * len(devices), most_bytes=most))
+    total: Tensor | None = None
+    with ExitStack() as leaving:
+        folder = None
+        if (
+            max_bytes is not None and max_bytes // 2 < D * plan.N * plan.J * M
+        ):  # a quarter of so many numbers of 4 bytes
+            folder = Path(leaving.enter_context(tempfile.TemporaryDirectory(prefix="musc-", dir=scratch)))
+        bar = leaving.enter_context(
+            tqdm(total=len(stages) * len(plan.pairs()), desc="pairs", unit="pair", disable=None if progress else True)
+        )
+        for n, tokens in enumerate(stages):
+            extra = None if references is None else references[n]
+            every = [blocks.block_tokens(cut, b, tokens, extra) for b in range(len(cut.blocks))]
+            stage = Stage(cut, settings, every, folder)
+            _compute(stage, devices, bar)
+            scores = torch.cat([stage.scores[row] for row in cut.rows])
+            total = scores if total is None else total + scores
+    assert total is not None
+    return total / len(stages)
+
+
+def _compute(stage: Stage, devices: Sequence[torch.device], bar: tqdm) -> None:
+    """All pairs of blocks of a stage; the first error of any device ends the work of all."""
+    queue: SimpleQueue[tuple[int, int]] = SimpleQueue()
+    for pair in stage.cut.pairs:
+        queue.put(pair)
+    stop = Event()
+
+    def work(device: torch.device) -> None:
+        held: dict[int, Tensor] = {}
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            while not stop.is_set():
+                try:
+                    a, b = queue.get_nowait()
+                except Empty:
+                    return
+                held = {p: held[p] if p in held else stage.tokens[p].to(device) for p in {a, b}}
+                other = None if a == b else held[b]
+                forward, backward = blocks.compare(held[a], other, stage.cut.wanted(a, b), stage.settings)
+                stage.add(a, b, forward)
+                stage.add(b, a, backward)
+                with stage.lock:
+                    bar.update(stage.cut.count(a, b))
+
+    with ThreadPoolExecutor(len(devices)) as threads:
+        try:
+            for done in as_completed([threads.submit(work, device) for device in devices]):
+                done.result()
+        finally:  # an error of one device, or Ctrl-C
+            stop.set()
