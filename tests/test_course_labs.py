@@ -1,20 +1,15 @@
 """The labs: full points for the solution, none for the stub, some for plausible mistakes; and the leaderboard.
 
-Here the checks that otter assign made are run by otter's own reader in one process; `make course` and the nightly test let
-`otter run` grade every notebook in a kernel of its own.
+Here the checks that otter assign made are run by otter's own reader in one process; `make course` lets `otter run`
+grade every notebook in a kernel of its own.
 """
 
-import importlib.util
 import shutil
 import socket
-import sys
-import tempfile
 import warnings
 
 import nbformat
-import numpy as np
 import pytest
-import torch
 
 from tools import course_labs
 
@@ -31,7 +26,7 @@ def lab(request, tmp_path_factory):
 
 
 class Class:
-    """A student's namespace. Of a second notebook only what differs from the first, and what may follow from it, is run."""
+    """Runs notebooks; of a second one only what differs from the first, and what may follow from it."""
 
     def __init__(self, folder, checks):
         self.folder, self.checks = folder, checks

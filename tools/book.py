@@ -41,6 +41,7 @@ INPUTS = (
     "pretraining/*.md",
     "pretraining/*.csv",
     "tools/*.py",
+    "course/quizzes/*.md",
     "benchmarks/results/*",
 )
 # Packages of musc whose parts the API pages show as one.

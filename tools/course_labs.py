@@ -1,10 +1,10 @@
 """The labs: student, solution and instructor notebooks from one master, and their grading, by otter-grader.
 
-    course/labs/NAME.py       the master: jupytext's percent format, in otter assign's markup
-    NAME/student              what a class gets: stubs and the visible checks, with whatever files it needs
-    NAME/solution             the same with the solutions
-    NAME/instructor           the master: solutions and hidden checks
-    NAME/autograder.zip       for `otter run`, `otter grade` and Gradescope
+course/labs/NAME.py       the master: jupytext's percent format, in otter assign's markup
+NAME/student              what a class gets: stubs and the visible checks, with whatever files it needs
+NAME/solution             the same with the solutions
+NAME/instructor           the master: solutions and hidden checks
+NAME/autograder.zip       for `otter run`, `otter grade` and Gradescope
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def check(folder: Path) -> list[tuple[str, float, float]]:
         lost = {question for question, (got, full) in given.items() if got < full}
         total, possible = (sum(column) for column in zip(*given.values(), strict=True))
         if lost != wanted[paper] or (paper == "student" and total):
-            raise RuntimeError(f"{name}, {paper}: points lost in {sorted(lost)}, not in {sorted(wanted[paper])}: {given}")
+            raise RuntimeError(
+                f"{name}, {paper}: points lost in {sorted(lost)}, not in {sorted(wanted[paper])}: {given}"
+            )
         rows.append((paper, total, possible))
     return rows
 

@@ -154,7 +154,7 @@ assert isinstance(without, float) and len(why) >= 40
 
 # %%
 # HIDDEN
-held_out = {"products": leaderboard.HELD_OUT, "seed": 11}
+held_out = {"products": leaderboard.HELD_OUT, "seed": 7}
 assert (
     leaderboard.measure(patch_scores, **held_out)["score"] > leaderboard.measure(leaderboard.plain, **held_out)["score"]
 )
