@@ -1,7 +1,7 @@
 """The figure pack: every labelled figure of the notebooks as SVG and PDF, with its source and licence.
 
-The committed notebooks hold pictures of pixels. Here each is run once more, with its own parameters, and the figures are
-taken as vectors; what did not change since the last time is kept. Photographs and heat maps inside of a figure stay pixels.
+The committed notebooks hold pictures of pixels. Here each is run once more, with its own parameters, and the figures
+are taken as vectors; what did not change since the last time is kept. Photographs and heat maps stay pixels.
 """
 
 from __future__ import annotations
@@ -11,13 +11,19 @@ import csv
 import hashlib
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from tools import notebooks
 
-CELL = "%config InlineBackend.figure_formats = ['svg', 'pdf']\nimport matplotlib as _m\n_m.rcParams['svg.hashsalt'] = 'musc'"
+CELL = """\
+%config InlineBackend.figure_formats = ['svg', 'pdf']
+import matplotlib as _m
+_m.rcParams |= {'svg.hashsalt': 'musc', 'path.simplify_threshold': 1.0}
+"""
 LICENCE = "MIT, as the package; the photographs in it are those of scikit-image (brick, gravel, grass: CC0)"
 COLUMNS = ("figure", "caption", "alt text", "notebook", "licence")
 
@@ -71,9 +77,9 @@ def index(out: Path) -> list[dict[str, str]]:
 
 def build(out: Path) -> Path:
     """All figures below `out`, a table of them, and all in one archive."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each runs a kernel of its own
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:  # each runs a kernel of its own
         longest = sorted(notebooks.scripts(), key=lambda path: -path.with_suffix(".ipynb").stat().st_size)
-        drawn = list(pool.map(lambda script: draw(script, out), longest))
+        drawn = list(pool.map(partial(draw, out=out), longest))
     rows = index(out)
     for row in rows:
         for kind in ("svg", "pdf"):

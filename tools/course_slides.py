@@ -1,4 +1,4 @@
-"""The decks: course/slides/session_N.md with figures, tables, sentences and code of the executed notebooks, as reveal.js.
+"""The decks: course/slides/session_N.md, with figures, tables, sentences and code of the executed notebooks.
 
 Slides are parted by ---, and what follows `Note:` is for the speaker. A line that begins with :: takes something from a
 notebook, named by its number, so that no result is typed a second time:
@@ -10,8 +10,8 @@ notebook, named by its number, so that no result is typed a second time:
     :: source musc.lnamd.aggregate       the body of a function of the package
     ?? Which of the two?                 a question to the class
 
-The decks open without a network and without a server. course/slides/reveal is reveal.js 5.1.0 (MIT), as its authors
-publish it; MathJax is the book's.
+The decks open without a network and without a server. course/slides/reveal is reveal.js 5.1.0 (MIT), as published;
+MathJax is the book's.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from tools.notebooks import ROOT
 FOLDER = ROOT / "course" / "slides"
 MATHJAX = ROOT / "book" / "_static" / "mathjax"
 DIRECTIVE = re.compile(r":: (\w+) (\S+) ?(.*)")
+LARGEST = 2_000_000  # bytes of a vector: beyond, a browser draws pixels faster
 END = re.compile(r"(?<=[.!?:]) (?=[A-Z*`\"“])")  # of a sentence
 
 
@@ -86,9 +87,10 @@ def figure(number: str, label: str, out: Path, vectors: Path) -> tuple[str, str]
     cell = known[label]
     settings = cell["metadata"]["mystnb"]
     vector = vectors / f"{label}.svg"
-    name = f"{label}.svg" if vector.is_file() else f"{label}.png"
+    usable = vector.is_file() and vector.stat().st_size < LARGEST
+    name = f"{label}.svg" if usable else f"{label}.png"
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    if vector.is_file():
+    if usable:
         shutil.copy(vector, out / "figures" / name)
     else:
         (out / "figures" / name).write_bytes(base64.b64decode(one(outputs(cell, "image/png"), label)))
