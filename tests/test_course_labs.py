@@ -14,7 +14,10 @@ import pytest
 from tools import course_labs
 
 
-@pytest.fixture(scope="module", params=course_labs.NAMES)
+DAILY, *SLOW = course_labs.NAMES
+
+
+@pytest.fixture(scope="module", params=[DAILY, *(pytest.param(name, marks=pytest.mark.nightly) for name in SLOW)])
 def lab(request, tmp_path_factory):
     """A lab's folder with all its versions, and its checks."""
     pytest.importorskip("otter", reason="the labs need otter-grader: pip install 'musc[course]'")

@@ -42,8 +42,8 @@ def slides() -> None:
     print(f"{len(decks)} decks, nothing overflows at 1280 x 720")
 
 
-def labs() -> None:
-    course_labs.build(OUT / "labs")
+def labs(mistakes: bool = False) -> None:
+    course_labs.build(OUT / "labs", mistakes)
 
 
 def quizzes() -> None:
@@ -75,6 +75,7 @@ PARTS = {"figures": figures, "slides": slides, "labs": labs, "quizzes": quizzes,
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.course", description=__doc__.split("\n")[0])
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--mistakes", action="store_true", help="grade the mistakes planted in the labs as well")
     args = parser.parse_args(argv)
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}.")
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         begun = time.perf_counter()
         try:
-            make()
+            labs(args.mistakes) if name == "labs" else make()
         except (RuntimeError, course_slides.SlideError, notebooks.NotebookError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 1

@@ -88,11 +88,11 @@ def planted(folder: Path, mistake: dict[str, Any], to: Path) -> Path:
     return to
 
 
-def check(folder: Path) -> list[tuple[str, float, float]]:
-    """Grade the solution, the stub and each planted mistake: what was graded, points, possible. Raises RuntimeError
-    unless the solution has all points, the stub none, and a mistake loses in its questions alone."""
+def check(folder: Path, wrong: bool) -> list[tuple[str, float, float]]:
+    """Grade the solution, the stub and, if `wrong`, each planted mistake: what was graded, points, possible. Raises
+    RuntimeError unless the solution has all points, the stub none, and a mistake loses in its questions alone."""
     name = folder.name
-    known = mistakes(name)
+    known = mistakes(name) if wrong else []
     with tempfile.TemporaryDirectory() as place:
         papers = {kind: folder / kind / f"{name}.ipynb" for kind in ("solution", "student")}
         for n, mistake in enumerate(known):
@@ -115,10 +115,10 @@ def check(folder: Path) -> list[tuple[str, float, float]]:
     return rows
 
 
-def build(out: Path) -> None:
-    """All labs below `out`, a zip of each for the class; each is graded once, to see that its autograder works."""
+def build(out: Path, wrong: bool = False) -> None:
+    """All labs below `out`, a zip of each for the class; each is graded, to see that its autograder works."""
     for name in NAMES:
         folder = assign(name, out)
-        for paper, got, possible in check(folder):
+        for paper, got, possible in check(folder, wrong):
             print(f"{name}: {got:4.1f} of {possible:4.1f} points  {paper}")
         shutil.make_archive(str(out / f"{name}_student"), "zip", folder / "student")
