@@ -13,7 +13,6 @@ import pytest
 
 from tools import course_labs
 
-
 DAILY, *SLOW = course_labs.NAMES
 
 
