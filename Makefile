@@ -1,14 +1,18 @@
-# Two commands for a fresh machine: `make book` and `make test`. Each sets up .venv by itself.
+# For a fresh machine: `make book`, `make test`, and `make course` for lecturers. Each sets up .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Without a GPU the pair of torch and torchvision is pinned, so that pip never fetches CUDA builds of torch.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 
-.PHONY: book test nightly lint setup browser demo weights clean
+.PHONY: book course test nightly lint setup browser demo weights clean
 
 book: setup demo weights
 	$(BIN)/python -m tools.book build
+
+# Decks, labs, quizzes' answers, figures and notebooks for a class, in _build/course.
+course: setup browser
+	$(BIN)/python -m tools.course
 
 # The CPU engine's kernels are compiled first. Then a process for every core, up to four: each keeps the files that it
 # was given, so that one alone builds the book.

@@ -1,7 +1,7 @@
 """The book: execute what is stale, build it, and do nothing where nothing has changed.
 
     python -m tools.book build            the HTML book in _build/html (--force: even if nothing changed)
-    python -m tools.book build --student  the same without the solutions, in _build/student/_build/html
+    python -m tools.book build --student  the same without solutions and lecturers' pages, in _build/student/_build/html
     python -m tools.book pdf              _build/latex/musc.pdf (needs XeLaTeX: the error names the packages)
 
 The launch, source and issue buttons lead to the repository whose address _config.yml names, or, for one build,
@@ -41,6 +41,7 @@ INPUTS = (
     "pretraining/*.md",
     "pretraining/*.csv",
     "tools/*.py",
+    "course/quizzes/*.md",
     "benchmarks/results/*",
 )
 # Packages of musc whose parts the API pages show as one.
@@ -66,6 +67,7 @@ BLOCK = re.compile(FENCE + r"\{solution\}.*?^(?P=fence)[ \t]*\n?", re.M | re.S)
 START = re.compile(FENCE + r"\{solution-start\}.*?^(?P=fence)[ \t]*\n?", re.M | re.S)
 END = re.compile(FENCE + r"\{solution-end\}.*?^(?P=fence)[ \t]*\n?", re.M | re.S)
 YOURS = "# Your solution\n"
+LECTURERS = "---\naudience: lecturer\n---\n"  # how a page begins that the student build leaves out
 
 
 def stamp() -> str:
@@ -154,7 +156,22 @@ def student_tree() -> Path:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         notebook["cells"] = without_solution_cells(notebook["cells"])
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    leave_out_lecturers(STUDENT)
     return STUDENT
+
+
+def leave_out_lecturers(tree: Path) -> None:
+    """Remove the pages for lecturers, their lines in the contents, and links to them."""
+    for page in [p for p in (tree / "book").rglob("*.md") if p.read_text(encoding="utf-8").startswith(LECTURERS)]:
+        page.unlink()
+        toc, name = tree / "_toc.yml", page.relative_to(tree).with_suffix("").as_posix()
+        toc.write_text(toc.read_text(encoding="utf-8").replace(f"          - file: {name}\n", ""), encoding="utf-8")
+        for other in (tree / "book").rglob("*.md"):
+            text = other.read_text(encoding="utf-8")
+            other.write_text(re.sub(rf"\[([^\]]+)\]\([^)\s]*{page.name}\)", r"\1", text), encoding="utf-8")
+    toc = tree / "_toc.yml"
+    text = toc.read_text(encoding="utf-8")
+    toc.write_text(re.sub(r"^        sections:\n(?!          - )", "", text, flags=re.M), encoding="utf-8")
 
 
 def without_solutions(text: str, inside: bool = False) -> tuple[str, bool]:

@@ -99,4 +99,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("source-read", with_status)
     app.connect("html-page-context", without_thebe, priority=900)
     app.connect("html-page-context", breakable)
+    from tools import course_quiz
+
+    course_quiz.connect(app)
     return {"version": "1", "parallel_read_safe": True}
