@@ -128,7 +128,8 @@ def print_threshold(result: MuScResult) -> None:
     t, decisions = result.threshold, result.decisions
     if t is None or decisions is None:
         return
-    alarms = "" if t.false_alarm_rate is None else f"; about {100 * t.false_alarm_rate:.2g} % of normal images reach it"
+    counted = t.false_alarm_rate is None or t.method.startswith("marks-")  # then the note has it, with its interval
+    alarms = "" if counted else f"; about {100 * t.false_alarm_rate:.2g} % of normal images reach it"
     print(f"  anomalous: {decisions.sum()} of {len(result)}, raw score >= {t.value:.4g} ({t.method}{alarms})")
     if t.note:
         print(f"  {t.note}")

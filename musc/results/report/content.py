@@ -80,7 +80,8 @@ def facts(result: MuScResult) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Seconds", [(name, f"{seconds:.2f}") for name, seconds in result.timings.items()]),
         ("Images", [("folder", result.root), ("fingerprint", result.fingerprint)]),
     ]
-    return [(title, rows) for title, rows in tables if rows]
+    filled = [(title, [(name, value) for name, value in rows if value]) for title, rows in tables]
+    return [(title, rows) for title, rows in filled if rows]
 
 
 def _text(value: Any) -> str:
