@@ -3,8 +3,8 @@
     python -m benchmarks.default_threshold [--out FOLDER] [--data FOLDER] [--seeds 2]
 
 A pool of images per category is compared once; batches of N of them with a share of anomalous ones are then drawn, and
-scored as they would be alone (Eq. 1-3 with r = 3, the highest patch score). The categories are the synthetic ones with the
-embedded backbone and with focus_vits14 where its weights are here, and --data, a folder in the layout of MVTec AD.
+scored as they would be alone (Eq. 1-3 with r = 3, the highest patch score). The categories are the synthetic ones with
+the embedded backbone and with focus_vits14 where its weights are here, and --data, a folder in the layout of MVTec AD.
 `default_threshold.csv` has a row per backbone, N and candidate, means over categories, shares and seeds, in percent.
 """
 

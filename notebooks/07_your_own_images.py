@@ -213,8 +213,10 @@ figure, ax = plt.subplots(figsize=(6, 3.3), layout="constrained")
 ax.plot(raw[order], "o", color="#444444", fillstyle="none", markersize=6)
 at = np.flatnonzero(np.isin(order, mine))
 ax.plot(at, raw[order][at], "o", color="#444444", markersize=6)
-colours = zip((figures.ORANGE, figures.BLUE, "#000000"), ("-", "--", ":"))
-for (name, t), (colour, style) in zip(thresholds_tried.items(), colours):
+styles = {"robust": (figures.ORANGE, "-"), "mixture": (figures.BLUE, "--")}
+styles["ten marks"] = ("#000000", ":")
+for name, t in thresholds_tried.items():
+    colour, style = styles[name]
     ax.axhline(t.value, color=colour, linestyle=style, label=name)
 ax.set(xlabel="image, by score", ylabel="raw score")
 ax.spines[["top", "right"]].set_visible(False)
@@ -237,7 +239,7 @@ coco = json.loads((done / "regions.json").read_text())
 ids = {image["file_name"]: image["id"] for image in coco["images"]}
 by_name = {sample.name: sample.image for sample in photos.samples}
 figure, axes = plt.subplots(1, 4, figsize=(8, 2.3), layout="constrained")
-for ax, i in zip(axes, np.argsort(-raw)):
+for ax, i in zip(axes, np.argsort(-raw)[:4], strict=True):
     ax.imshow(read_image(by_name[result.paths[i]]))
     ax.set_title(names[i], fontsize=9)
     ax.set_axis_off()
