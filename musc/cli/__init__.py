@@ -11,7 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 from musc import __version__
-from musc.cli import backbones, cache, compare, datasets, evaluate, reproduce, rscin, run, score, threshold, watch, weights
+from musc.cli import (
+    backbones,
+    cache,
+    compare,
+    datasets,
+    evaluate,
+    reproduce,
+    rscin,
+    run,
+    score,
+    threshold,
+    watch,
+    weights,
+)
 from musc.cli import report as report_command
 from musc.cli.failures import CLOSED_PIPE, FAILED, INTERRUPTED, report
 from musc.cli.options import Parser

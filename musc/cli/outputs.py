@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 RESULTS = Path("results")
 
 
-def add_output_options(sub: argparse.ArgumentParser) -> None:
-    """--out, --no-overlays, --no-report, and the settings of regions."""
+def add_output_options(sub: argparse.ArgumentParser, *, views: bool = True) -> None:
+    """--out and --no-overlays; with `views`, --no-report and the settings of regions."""
     sub.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of results (default: results)")
     sub.add_argument("--no-overlays", action="store_true", help="write no pictures, and no report.html")
-    sub.add_argument("--no-report", action="store_true", help="write no report.html")
-    add_region_options(sub)
+    if views:
+        sub.add_argument("--no-report", action="store_true", help="write no report.html")
+        add_region_options(sub)
 
 
 def add_region_options(sub: argparse.ArgumentParser) -> None:
@@ -128,8 +129,8 @@ def print_threshold(result: MuScResult) -> None:
     t, decisions = result.threshold, result.decisions
     if t is None or decisions is None:
         return
-    counted = t.false_alarm_rate is None or t.method.startswith("marks-")  # then the note has it, with its interval
-    alarms = "" if counted else f"; about {100 * t.false_alarm_rate:.2g} % of normal images reach it"
+    rate = None if t.method.startswith("marks-") else t.false_alarm_rate  # of marks, the note has it with its interval
+    alarms = "" if rate is None else f"; about {100 * rate:.2g} % of normal images reach it"
     print(f"  anomalous: {decisions.sum()} of {len(result)}, raw score >= {t.value:.4g} ({t.method}{alarms})")
     if t.note:
         print(f"  {t.note}")
