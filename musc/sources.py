@@ -10,9 +10,10 @@ from pathlib import Path
 # No number of a result depends on these: how it is shown, and what only asks for it.
 NOT_NUMERICAL = (
     "__main__.py", "errors.py", "saving.py", "sources.py", "cli/", "plugin/",
-    "results/figures.py", "results/folders.py", "results/pictures.py", "results/result.py", "results/tables.py",
-    "results/thresholds.py", "reproduce/paper/", "reproduce/charts.py", "reproduce/comparison.py",
-    "reproduce/diagrams.py", "reproduce/draw.py", "reproduce/gallery.py", "reproduce/registry.py",
+    "results/figures.py", "results/folders.py", "results/marks.py", "results/outlines.py", "results/pictures.py",
+    "results/regions.py", "results/report/", "results/result.py", "results/tables.py", "results/thresholds.py",
+    "reproduce/paper/", "reproduce/charts.py", "reproduce/comparison.py", "reproduce/diagrams.py",
+    "reproduce/draw.py", "reproduce/gallery.py", "reproduce/registry.py",
 )  # fmt: skip
 
 HELP = ("help", "unset", "metavar")  # what is said of a setting (see `config`)

@@ -405,6 +405,7 @@ def test_build_does_nothing_when_nothing_changed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(book, "ROOT", tmp_path)
     calls, written = [], []
     monkeypatch.setattr(book.interactive, "write", lambda: written.append("data.js"))
+    monkeypatch.setattr(book.report_page, "write", lambda: None)
 
     def pretend(tree: Path, *options: str) -> int:
         calls.append(options)

@@ -93,6 +93,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     tables = {path.relative_to(ROOT) for path in (ROOT / "musc/reproduce/paper").glob("*.csv")}
     tables.add(PurePath("musc/plugin/clip_agreement.csv"))
     data = {PurePath("musc/py.typed"), PurePath("musc/backbones/procedural.safetensors")}
+    report = ROOT / "musc/results/report"
+    data |= {path.relative_to(ROOT) for kind in ("css", "jinja", "js") for path in report.glob(f"*.{kind}")}
     about = {path for path in files if path.parts[0].endswith(".dist-info")}
     assert {str(path) for path in files - about} == {str(path) for path in code | tables | data}
     assert len(tables) >= 18

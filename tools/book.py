@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from tools import interactive, notebooks
+from tools import interactive, notebooks, report_page
 from tools.notebooks import ROOT
 
 BUILD = ROOT / "_build"
@@ -38,6 +38,7 @@ INPUTS = (
     "notebooks/*.ipynb",
     "notebooks/execution.json",
     "musc/**/*.py",
+    "musc/results/report/*",
     "pretraining/*.md",
     "pretraining/*.csv",
     "tools/*.py",
@@ -86,6 +87,7 @@ def build(force: bool = False, student: bool = False, execute: bool = True) -> i
     if execute and (status := notebooks.command_execute(notebooks.scripts(), force=False)):
         return status
     interactive.write()
+    report_page.write()
     tree = student_tree() if student else ROOT
     output = tree / "_build"
     mark, key = output / "html.stamp", stamp()

@@ -34,14 +34,17 @@ DATA = ROOT / "book/_static/interactive/data.js"
 CATEGORY, OF_A_KIND = "bottle_top", 5
 DEGREES = (1, 3, 5)
 # Whatever may change the numbers.
-SOURCES = ("musc/**/*.py", "musc/backbones/procedural.safetensors", "tools/interactive.py")
+SOURCES = (
+    "musc/**/*.py", "musc/backbones/procedural.safetensors", "tools/interactive.py", "tools/report_page.py",
+    "musc/results/report/*",
+)  # fmt: skip
 
 
 def stamp() -> str:
     """SHA-256 over the sources."""
     digest = hashlib.sha256()
     for pattern in SOURCES:
-        for path in sorted(ROOT.glob(pattern)):
+        for path in sorted(path for path in ROOT.glob(pattern) if path.is_file()):
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

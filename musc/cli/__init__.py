@@ -11,7 +11,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 from musc import __version__
-from musc.cli import backbones, cache, compare, datasets, evaluate, reproduce, rscin, run, score, watch, weights
+from musc.cli import (
+    backbones,
+    cache,
+    compare,
+    datasets,
+    evaluate,
+    reproduce,
+    rscin,
+    run,
+    score,
+    threshold,
+    watch,
+    weights,
+)
+from musc.cli import report as report_command
 from musc.cli.failures import CLOSED_PIPE, FAILED, INTERRUPTED, report
 from musc.cli.options import Parser
 
@@ -22,6 +36,7 @@ examples:
   musc run photos/ --reference-images normal/   some images known to be normal help to score the others
   musc score new/ --against results/folder/photos      new images, by those of an earlier run
   musc watch incoming/ --against results/folder/photos   whatever arrives in a folder, by those of an earlier run
+  musc threshold results/folder/photos --labels marked.csv   decide by the images that you marked in report.html
   musc evaluate synthetic                   the built-in data set: no download, no network
   musc evaluate mvtec_anomaly_detection/ --backbone ViT-L-14-336 --category bottle,cable
   musc compare synthetic --methods musc,muscv2,anomalydino   other methods on the same tokens
@@ -61,7 +76,10 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"musc {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (run, evaluate, compare, score, watch, datasets, rscin, reproduce, backbones, weights, cache):
+    for command in (
+        run, evaluate, compare, score, watch, threshold, report_command, datasets, rscin, reproduce, backbones, weights,
+        cache,
+    ):  # fmt: skip
         command.add_parser(commands)
     for sub in commands.choices.values():
         sub.add_argument("-v", "--verbose", action="store_true", help="notes, timings, and tracebacks of errors")

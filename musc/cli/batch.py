@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from musc.cli.data import add_data_options, add_reference_options, categories_of, check_references, references_of
 from musc.cli.failures import report
 from musc.cli.options import add_scheduler_option
-from musc.cli.outputs import add_output_options, add_threshold_option, check_folder, print_notes
+from musc.cli.outputs import add_output_options, add_threshold_option, check_folder, print_notes, write_views
 from musc.cli.settings import BY_DATA_SET, add_settings, given_settings
 from musc.config import PAPER_WINDOWS, MuScConfig
 from musc.errors import ConfigError, ResultError
@@ -32,7 +32,7 @@ def add_batch_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of extracted tokens (default: OUT/.cache)")
     sub.add_argument("--no-cache", action="store_true", help="extract afresh and store no tokens")
     add_scheduler_option(sub)
-    add_threshold_option(sub, default="robust", unset="robust")
+    add_threshold_option(sub, default=None, unset="robust, or what `musc threshold` took from marks")
     sub.add_argument("--force", action="store_true", help="compute again what is finished already")
 
 
@@ -47,7 +47,7 @@ class Batch:
 
         self.args = args
         check_references(args)
-        if args.threshold != "f1-max":  # which depends on the labels of each category
+        if args.threshold not in (None, "f1-max"):  # which depends on the labels of each category
             thresholds.check(args.threshold)
         if args.cache is not None and args.no_cache:
             raise ConfigError(f"--cache {args.cache}: --no-cache stores no tokens; leave one of them out.")
@@ -85,9 +85,12 @@ class Batch:
 
         The error of a single category is raised, and so is that of a network that cannot be loaded.
         """
+        from musc.results.report import write_index
+
         _ = self.musc.backbone
         try:
             yield from self._each(needs_labels)
+            write_index(self.args.out)
         finally:
             self.musc.close()
 
@@ -124,22 +127,23 @@ class Batch:
         return found if found.fingerprint == self.musc.fingerprint(category, references) else None
 
     def _result(self, category: Category) -> MuScResult:
-        from musc.results import thresholds
-        from musc.results.pictures import save_pictures
+        from musc.results import marks, thresholds
 
         args, folder, musc = self.args, self.folder(category), self.musc
-        thresholds.check(args.threshold, [sample.label for sample in category.samples])
+        method = thresholds.DEFAULT if args.threshold is None else args.threshold
+        thresholds.check(method, [sample.label for sample in category.samples])
         references = self.references(category)
         result = None if args.force else self.finished(category, references)
         if result is None:
             result = musc.run(category, references)
-            result.decide(args.threshold)
+            result.decide(method)
             result.save(folder)
         else:
             print(f"{category.dataset} {category.name}: finished before, taken from {folder}", file=sys.stderr)
             before = result.threshold
-            if result.decide(args.threshold) != before:  # the scores stay, the decisions change
+            kept = args.threshold is None and before is not None and before.method in marks.METHODS
+            if not kept and result.decide(method) != before:  # the scores stay, the decisions change
                 result.save(folder)
-        if not args.no_overlays:
-            save_pictures(result, category.samples, folder)
+        pictures = not args.no_overlays
+        write_views(result, category.samples, folder, args, pictures=pictures, page=pictures and not args.no_report)
         return result

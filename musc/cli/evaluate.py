@@ -59,6 +59,8 @@ def evaluate(args: argparse.Namespace) -> int:
     with whole(path) as partial:
         table.assign(backbone=first.config.backbone).to_csv(partial, float_format="%.4f")
     print(f"\ntable: {path}   scores, maps and pictures: one folder per category beside it")
+    if not args.no_overlays and not args.no_report:
+        print(f"reports: {args.out / 'index.html'}")
     return FAILED if len(results) < len(done) else DONE
 
 

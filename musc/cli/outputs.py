@@ -3,25 +3,80 @@
 from __future__ import annotations
 
 import argparse
+import math
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musc.cli.options import Kind, Read
+from musc.cli.options import COUNT, Kind, Read
 from musc.errors import ConfigError
 
 if TYPE_CHECKING:
+    from musc.datasets import Sample
     from musc.results import MuScResult
 
 RESULTS = Path("results")
 
 
-def add_output_options(sub: argparse.ArgumentParser) -> None:
-    """--out and --no-overlays."""
+def add_output_options(sub: argparse.ArgumentParser, *, views: bool = True) -> None:
+    """--out and --no-overlays; with `views`, --no-report and the settings of regions."""
     sub.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of results (default: results)")
-    sub.add_argument("--no-overlays", action="store_true", help="write no pictures")
+    sub.add_argument("--no-overlays", action="store_true", help="write no pictures, and no report.html")
+    if views:
+        sub.add_argument("--no-report", action="store_true", help="write no report.html")
+        add_region_options(sub)
+
+
+def add_region_options(sub: argparse.ArgumentParser) -> None:
+    """--min-region and --merge-regions."""
+    sub.add_argument("--min-region", action=Read, kind=COUNT, default=1, metavar="PX", help="regions.csv, regions.json:"
+                     " leave regions of fewer pixels out (default: 1)")  # fmt: skip
+    sub.add_argument("--merge-regions", action=Read, kind=Kind(_distance, "give a distance in pixels from 0."),
+                     default=0.0, metavar="PX", help="regions.csv, regions.json: regions that come so near to each "
+                     "other are one (default: 0)")  # fmt: skip
+
+
+def _distance(text: str) -> float:
+    if not 0 <= (distance := float(text)) < math.inf:
+        raise ValueError(text)
+    return distance
+
+
+def write_views(
+    result: MuScResult, samples: Sequence[Sample], folder: Path, args: argparse.Namespace, *, pictures: bool, page: bool
+) -> None:
+    """Write what a result looks like beside it: overlays and masks, regions, and the report; what is not asked for and
+    would be of an earlier result goes."""
+    from musc.results import marks, regions, report
+    from musc.results.pictures import save_pictures
+
+    if pictures:
+        save_pictures(result, samples, folder)
+    sizes = report.picture_sizes(result, samples, folder) if page else None
+    found = None
+    if result.threshold is not None:
+        settings = {"smallest": args.min_region, "merge": args.merge_regions}
+        found = regions.save_regions(result, samples, folder, sizes=sizes, **settings)
+    else:
+        for name in regions.FILES:
+            (folder / name).unlink(missing_ok=True)
+    if page:
+        kept = marks.marks_beside(folder, result.paths)
+        report.write_report(result, samples, folder, regions=found, marks=kept)
+    else:
+        (folder / report.PAGE).unlink(missing_ok=True)
+        shutil.rmtree(folder / report.FOLDER, ignore_errors=True)
+
+
+def print_views(folder: Path, args: argparse.Namespace) -> None:
+    """Where to look."""
+    if not args.no_overlays:
+        print(f"  pictures: {folder / 'overlays'}")
+        if not args.no_report:
+            print(f"  report: {folder / 'report.html'}")
 
 
 def add_threshold_option(sub: argparse.ArgumentParser, *, default: str | None, unset: str) -> None:
@@ -74,7 +129,8 @@ def print_threshold(result: MuScResult) -> None:
     t, decisions = result.threshold, result.decisions
     if t is None or decisions is None:
         return
-    alarms = "" if t.false_alarm_rate is None else f"; about {100 * t.false_alarm_rate:.2g} % of normal images reach it"
+    rate = None if t.method.startswith("marks-") else t.false_alarm_rate  # of marks, the note has it with its interval
+    alarms = "" if rate is None else f"; about {100 * rate:.2g} % of normal images reach it"
     print(f"  anomalous: {decisions.sum()} of {len(result)}, raw score >= {t.value:.4g} ({t.method}{alarms})")
     if t.note:
         print(f"  {t.note}")

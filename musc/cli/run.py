@@ -6,7 +6,7 @@ import argparse
 
 from musc.cli.batch import Batch, add_batch_options
 from musc.cli.failures import DONE, FAILED
-from musc.cli.outputs import print_network, print_scores, print_threshold
+from musc.cli.outputs import print_network, print_scores, print_threshold, print_views
 
 SHOWN = 5  # images on the screen; scores.csv has all
 EXAMPLES = """\
@@ -39,6 +39,5 @@ def run(args: argparse.Namespace) -> int:
             print_scores(result, (-result.image_scores).argsort(kind="stable")[:SHOWN])
             print_threshold(result)
             print(f"  all scores: {folder / 'scores.csv'}")
-            if not args.no_overlays:
-                print(f"  pictures: {folder / 'overlays'}")
+            print_views(folder, args)
     return FAILED if failed else DONE

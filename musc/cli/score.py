@@ -15,6 +15,8 @@ from musc.cli.outputs import (
     print_notes,
     print_scores,
     print_threshold,
+    print_views,
+    write_views,
 )
 from musc.cli.settings import add_settings, given_settings
 from musc.errors import ConfigError
@@ -50,7 +52,7 @@ def score(args: argparse.Namespace) -> int:
     """Score, save, and name every new image with its decision."""
     from musc.datasets import as_category, load_category
     from musc.results import MuScResult, result_folder
-    from musc.results.pictures import save_pictures
+    from musc.results.report import write_index
     from musc.stream import score_against
 
     check_folder(args.out, "--out")
@@ -72,11 +74,13 @@ def score(args: argparse.Namespace) -> int:
     print_notes(result, verbose=args.verbose)
     folder = result_folder(args.out, result.dataset, result.category, result.root)
     result.save(folder)
-    if not args.no_overlays:
-        save_pictures(result, category.samples, folder)
+    pictures = not args.no_overlays
+    write_views(result, category.samples, folder, args, pictures=pictures, page=pictures and not args.no_report)
+    write_index(args.out)
     print_network(result)
     print_scores(result, (-result.raw_image_scores).argsort(kind="stable"))
     print_threshold(result)
+    print_views(folder, args)
     print(f"scored against {place}; all scores: {folder / 'scores.csv'}")
     return DONE
 

@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of its extracted tokens, if they were moved")
     add_settings(sub, ("weights", "device"), {"weights": "those of the earlier result"})
     add_threshold_option(sub, default=None, unset="the earlier result's")
-    add_output_options(sub)
+    add_output_options(sub, views=False)
     sub.set_defaults(command=watch)
 
 

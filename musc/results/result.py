@@ -22,12 +22,14 @@ from musc.datasets.base import Skipped
 from musc.datasets.listing import result_header
 from musc.errors import ResultError
 from musc.results.folders import legal_names, recover, replacing
-from musc.results.thresholds import Threshold, choose
+from musc.results.thresholds import DEFAULT, Threshold, choose
 
 FORMAT = 2
 COLUMNS = ("path", "score", "rank", "raw_score", "decision", "label", "defect")
 DATA = ("result.json", "scores.csv", "anomaly_maps.npy", "class_tokens.npy", "region.npy")
-PICTURES = ("overview.png", "overlays", "masks", "pictures.json")
+PICTURES = (
+    "overview.png", "overlays", "masks", "pictures.json", "report.html", "regions.csv", "regions.json",
+)  # fmt: skip
 LARGEST = 2.0  # distance of unit vectors, and so the largest score
 Metrics = dict[str, dict[str, float]]
 
@@ -92,7 +94,7 @@ class MuScResult:
         ranks[order] = np.arange(1, len(order) + 1)
         return ranks
 
-    def decide(self, method: str | float = "robust") -> Threshold | None:
+    def decide(self, method: str | float = DEFAULT) -> Threshold | None:
         """Choose the threshold: by a method of `musc.results.thresholds.METHODS`, or as a number on the maps' scale.
 
         It compares raw_image_scores, since c_i is the maximum of the map: an image is anomalous exactly where a pixel

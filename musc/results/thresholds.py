@@ -20,6 +20,7 @@ from scipy import stats
 from musc.errors import ConfigError
 
 METHODS = ("robust", "mixture", "f1-max", "none")
+DEFAULT = "robust"
 FALSE_ALARM_RATE = 0.01  # what the thresholds without labels aim at
 FEWEST = 5  # scores, below which no spread can be told
 BANDWIDTH = 1.3  # of the mode, in units of Silverman's rule: less follows single scores, more blurs two groups into one
