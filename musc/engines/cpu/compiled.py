@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
@@ -26,16 +26,13 @@ class WorkerPool:
     """Threads that prepare images and compare them, each with its own buffers, and the images held."""
 
     def __init__(self, threads: int, count: int, layout: Layout) -> None:
-        self.layout, self.threads = layout, threads
+        self.layout = layout
         self.images, memory = layout.images(count)
         self.memory, self.free = [memory], SimpleQueue[Buffers]()
         for _ in range(threads):
             buffers, memory = layout.buffers()
             self.memory.append(memory)
             self.free.put(buffers)
-        self.rooms = SimpleQueue[preparation.Room]()
-        for _ in range(threads):
-            self.rooms.put(preparation.room(layout))
         self.slots: dict[int, int] = {}
         self.prepared: dict[int, Future[None]] = {}
         self.executor = ThreadPoolExecutor(threads)
@@ -51,24 +48,23 @@ class WorkerPool:
 
     def hold(self, needed: Sequence[int], image: Callable[[int], Tensor]) -> None:
         """Starts to prepare the images `needed`, those already there excepted; others make room."""
-        wanted = set(needed)
-        self.slots = {p: s for p, s in self.slots.items() if p in wanted}
+        self.slots = {p: s for p, s in self.slots.items() if p in set(needed)}
         free = sorted(set(range(len(self.images.ratio))) - set(self.slots.values()))
         for p in (p for p in needed if p not in self.slots):
             self.slots[p] = free.pop(0)
             self.prepared[p] = self.executor.submit(self._prepare, image(p), self.slots[p])
 
     def _prepare(self, tokens: Tensor, s: int) -> None:
-        room = self.rooms.get()
+        buffers = self.free.get()
         try:
-            preparation.prepare(preparation.rotate(tokens, self.layout, room), self.layout, self.images, s)
+            preparation.prepare(tokens, self.layout, self.images, s, buffers)
         finally:
-            self.rooms.put(room)
+            self.free.put(buffers)
 
     def compare(self, i: int, others: Sequence[int]) -> Future[tuple[np.ndarray, np.ndarray, int]]:
         """Starts comparing image i with k others: distances [k, D, M] to them and of them, and the number computed."""
         shape = len(others), len(self.layout.degrees), self.layout.H * self.layout.W
-        slots = np.array([self.slots[p] for p in others])
+        one, slots = self.slots[i], np.array([self.slots[p] for p in others])
 
         def work() -> tuple[np.ndarray, np.ndarray, int]:
             for p in (i, *others):  # whose preparation was started before, by a thread that is at it or done
@@ -76,7 +72,6 @@ class WorkerPool:
             to_others, to_i = np.empty(shape, np.float32), np.empty(shape, np.float32)
             buffers, tolerance = self.free.get(), np.float32(self.layout.tolerance)
             try:
-                one = self.slots[i]
                 done = search.compare(self.images, one, slots, self.layout.grid, buffers, tolerance, to_others, to_i)
             finally:
                 self.free.put(buffers)
@@ -145,16 +140,9 @@ def stage_distances(job: Job, layout: Layout) -> None:
                 pool.hold(sorted({p for pair in group for p in pair}), image)
                 # a few tasks per thread, that all end at about the same time
                 most = max(1, min(64, len(group) // (4 * threads)))
-                tasks = [(i, some) for i, every in by_image(group) for some in split(every, most)]
-                started = [(i, some, pool.compare(i, some)) for i, some in tasks]
-                for i, some, task in started:
+                tasks = [(i, every[k : k + most]) for i, every in by_image(group) for k in range(0, len(every), most)]
+                for i, some, task in [(i, some, pool.compare(i, some)) for i, some in tasks]:
                     to_others, to_i, _ = task.result()
                     plan.write(job.write, i, some, to_others.swapaxes(0, 1), to_i.swapaxes(0, 1))  # [D, k, M] each
                     job.advance(len(some))
             return
-
-
-def split(values: Sequence[int], most: int) -> Iterator[Sequence[int]]:
-    """Parts of at most `most` values."""
-    for start in range(0, len(values), most):
-        yield values[start : start + most]

@@ -37,22 +37,19 @@ def digest() -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
-def _roots() -> list[Path]:
-    """The user's cache folder, then one of the user's own among the temporary files."""
-    usual = {"win32": os.environ.get("LOCALAPPDATA"), "darwin": "~/Library/Caches"}.get(sys.platform)
-    own = f"musc-{os.getuid()}" if hasattr(os, "getuid") else "musc"
-    named = os.environ.get("XDG_CACHE_HOME") or usual or "~/.cache"
-    return [Path(named).expanduser() / "musc", Path(tempfile.gettempdir()) / own]
-
-
 @lru_cache
 def folder() -> Path | None:
-    """The folder of these kernels, made if need be; None where none can be written. Digests long unused are deleted."""
-    for root in _roots():
-        found = root / "kernels" / digest()
+    """The folder of these kernels, made if need be, in the user's cache or else among the user's temporary files; None
+    where none can be written. Digests long unused are deleted."""
+    usual = {"win32": os.environ.get("LOCALAPPDATA"), "darwin": "~/Library/Caches"}.get(sys.platform)
+    named = os.environ.get("XDG_CACHE_HOME") or usual or "~/.cache"
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    for name in (f"{named}/musc", f"{tempfile.gettempdir()}/musc-{user}"):
         try:
+            root = Path(name).expanduser()
+            found = root / "kernels" / digest()
             found.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if hasattr(os, "getuid") and root.stat().st_uid != os.getuid():  # machine code of somebody else's
+            if root.stat().st_uid != user:  # machine code of somebody else's
                 continue
             with tempfile.TemporaryFile(dir=found):
                 os.utime(found)
@@ -102,23 +99,18 @@ def compile_aside(*, patient: bool = False) -> None:
     if kept is None or any(child.poll() is None for child in _children):
         return
     mark = kept / "compiling"
+    paths = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "musc.engines.cpu", *(["--patient"] if patient else [])]
     try:
         if mark.exists() and time.time() - mark.stat().st_mtime > PATIENCE:
             mark.unlink()
         mark.touch(exist_ok=False)  # one process of all that start now
-    except OSError:
-        return
-    above = str(Path(__file__).parents[3])
-    paths = os.pathsep.join([above, *filter(None, [os.environ.get("PYTHONPATH")])])
-    try:
-        nowhere = subprocess.DEVNULL
         child = subprocess.Popen(
-            [sys.executable, "-m", "musc.engines.cpu", *(["--patient"] if patient else [])],
-            stdin=nowhere, stdout=nowhere, stderr=nowhere, env=os.environ | {"PYTHONPATH": paths},
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": paths},
             process_group=0 if os.name == "posix" else None,  # not interrupted with this one
         )  # fmt: skip
     except (OSError, ValueError):
-        mark.unlink(missing_ok=True)
         return
     _children.append(child)
 
