@@ -20,8 +20,7 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import msm as bench
 from musc import msm
 from musc.engines import cpu
-from musc.engines.cpu import compiled, compiling, products, search
-from musc.engines.cpu import image as preparation
+from musc.engines.cpu import compiled, compiling, preparation, products, search
 from musc.engines.cpu.layout import BufferPool, Layout
 from musc.engines.pairs import Job, by_image, plan_pool
 

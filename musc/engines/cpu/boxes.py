@@ -4,8 +4,6 @@ A sum over 2h + 1 neighbours is read once: while a loop runs along an axis, the 
 h is a constant of the code, and there is a piece of code for each h from 0 to WIDEST.
 """
 
-from __future__ import annotations
-
 from functools import wraps
 
 from llvmlite import ir
@@ -78,7 +76,7 @@ def score(builder, h, row, H, vectors, stride, arrays, factor, own):
     row: address of those with b's token (0, 0), `stride` bytes from one patch row of b to the next, zeros around them.
     arrays: address of six addresses. Of scale, margin, best [H, 8 vectors]; upper [H, 8 vectors], made sum * factor *
     scale + margin; marks [H, vectors] bytes, made a bit where upper + own >= best; and tops [8 vectors + 8], made the
-    largest of `upper` in each column of patches, the last eight, taken together, the largest of all.
+    largest of `upper` in each column of patches, the last eight, taken together, the largest upper - 2 margin of all.
     """
     scale, margin, best, upper, marks, tops = (load(builder, arrays, 8 * k, I64) for k in range(6))
     fma = builder.module.declare_intrinsic("llvm.fma.v8f32", (), ir.FunctionType(F32x8, [F32x8] * 3))
@@ -94,8 +92,8 @@ def score(builder, h, row, H, vectors, stride, arrays, factor, own):
         at = place(builder, start, y, stride)
         return total(builder, [load(builder, at, 4 * t, F32x8) for t in range(-h, h + 1)])
 
-    inner = Loop(builder, H, [ZEROS] * h + [over_x(I64(y)) for y in range(h)] + [LOWEST])  # along y
-    *window, top = inner.values
+    inner = Loop(builder, H, [ZEROS] * h + [over_x(I64(y)) for y in range(h)] + [LOWEST, *outer.values])  # along y
+    *window, top, floor = inner.values
     window.append(over_x(builder.add(inner.at, I64(h))))
     vector = place(builder, outer.at, inner.at, vectors)
     of, doubt, known = (load(builder, place(builder, array, vector, size), 0, F32x8) for array in (scale, margin, best))
@@ -103,7 +101,9 @@ def score(builder, h, row, H, vectors, stride, arrays, factor, own):
     store(builder, most, place(builder, upper, vector, size))
     bits = builder.bitcast(builder.fcmp_ordered(">=", builder.fadd(most, own), known), I8)
     builder.store(bits, builder.inttoptr(builder.add(marks, vector), I8.as_pointer()))
-    top = inner.end([*window[1:], larger(top, most)])[-1]
+    least = builder.call(fma, [doubt, ir.Constant(F32x8, [-2.0] * LANES), most])
+    floor = larger(floor, builder.select(builder.fcmp_ordered("<", least, most), least, most))  # no token: margin < 0
+    *_, top, floor = inner.end([*window[1:], larger(top, most), floor])
     store(builder, top, place(builder, tops, outer.at, size))
-    found = outer.end([larger(outer.values[0], top)])[0]
-    store(builder, found, place(builder, tops, vectors, size))
+    outer.end([floor])
+    store(builder, floor, place(builder, tops, vectors, size))

@@ -23,17 +23,28 @@ from typing import Any
 
 KEPT = 4  # digests, the most recently used ones
 PATIENCE = 180.0  # seconds after which another process that compiles is taken for dead
+FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 _children: list[subprocess.Popen[bytes]] = []
+
+
+@lru_cache
+def processor() -> tuple[str, list[str]]:
+    """Its name, and the names of its instructions."""
+    from llvmlite import binding
+
+    return binding.get_host_cpu_name(), sorted(name for name, has in binding.get_host_cpu_features().items() if has)
+
+
+def has(*instructions: str) -> bool:
+    """True where the processor has all of them."""
+    return set(instructions) <= set(processor()[1])
 
 
 @lru_cache
 def digest() -> str:
     """Of everything that compiled kernels depend on."""
-    from llvmlite import binding
-
     parts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    known = version("numba"), version("llvmlite"), sys.version, binding.get_host_cpu_name()
-    parts.append(repr((known, sorted(binding.get_host_cpu_features().items()))).encode())
+    parts.append(repr((version("numba"), version("llvmlite"), sys.version, processor())).encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
 
@@ -62,19 +73,19 @@ def folder() -> Path | None:
     return None
 
 
-def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """numba.njit without the GIL, its machine code kept in `folder`."""
     from numba import config, njit
 
-    def compiled(f: Callable[..., Any]) -> Any:
+    def compiled(function: Callable[..., Any]) -> Any:
         before, kept = config.CACHE_DIR, folder()  # type: ignore[attr-defined]
         config.CACHE_DIR = str(kept or "")  # type: ignore[attr-defined]
         try:
-            return njit(nogil=True, cache=kept is not None, error_model="numpy", **options)(f)
+            return njit(nogil=True, cache=kept is not None, error_model="numpy", **options)(function)
         finally:
             config.CACHE_DIR = before  # type: ignore[attr-defined]
 
-    return compiled(function) if function else compiled
+    return compiled
 
 
 def ready() -> bool:

@@ -63,7 +63,7 @@ class Buffers(NamedTuple):
     sums: Float32[ndarray, "D places numbers"]  # over the neighbourhoods of a patch row of a, for all tokens of b
     upper: Float32[ndarray, "n"]  # cosines of one token of a, plus column_margin
     marks: Int64[ndarray, "chunks"]  # a bit for each column that this token may be nearest to
-    tops: Float32[ndarray, "tops"]  # largest of `upper` in each column of patches, and of all
+    tops: Float32[ndarray, "tops"]  # largest of `upper` in each column of patches, and of lower bounds of all
     rows: Int64[ndarray, "around"]  # addresses of patch rows in `gram`
     arrays: Int64[ndarray, "6"]  # addresses of what `boxes.score` reads and makes
     candidates: Int64[ndarray, "kept"]  # tokens that may be nearest to this one
@@ -152,12 +152,6 @@ class Layout:
             "around": 2 * grid.widest + 1,
             "kept": KEPT,
         }
-
-    def bytes_per_image(self) -> int:
-        return memory_of(Images, self.sizes(1))
-
-    def bytes_per_thread(self) -> int:
-        return memory_of(Buffers, self.sizes(0))
 
     def images(self, S: int) -> tuple[Images, ndarray]:
         """Room for S images, and the memory it lies in."""

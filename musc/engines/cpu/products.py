@@ -1,14 +1,10 @@
 """The CPU engine's products of two images' tokens in integers, by instructions of AVX2 or of AVX-512 VNNI."""
 
-from __future__ import annotations
-
-from functools import lru_cache
-
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from musc.engines.cpu.compiling import kernel
+from musc.engines.cpu.compiling import has, kernel
 
 ROWS = 6  # of a register tile
 COLS, COLS_WIDE = 16, 64  # of it: 12 of 16 registers of 8 integers hold its sums, 24 of 32 registers of 16
@@ -18,13 +14,6 @@ TOP8_WIDE = 127  # VPDPBUSD adds in 32 bits
 LANE = 181.0  # of the length of what one 16-bit sum holds of a token: 181^2 < 2^15
 I8, I16, I32, I64, F32 = *(ir.IntType(bits) for bits in (8, 16, 32, 64)), ir.FloatType()
 I8x32, I16x16, I32x8, I32x16 = (ir.VectorType(*kind) for kind in ((I8, 32), (I16, 16), (I32, 8), (I32, 16)))
-
-
-@lru_cache
-def has_wide_products() -> bool:
-    """True where the processor has AVX-512's products of integers."""
-    features = binding.get_host_cpu_features()
-    return all(features.get(name) for name in ("avx2", "avx512bw", "avx512vnni"))
 
 
 def place(builder, start, number, step):
@@ -134,7 +123,7 @@ def tile_by(unit):
         return types.void(*[types.intp] * 7, types.float32), codegen
 
     def codegen(context, builder, signature, args):
-        if unit is Avx512 and not has_wide_products():
+        if unit is Avx512 and not has("avx512vnni"):
             return context.get_dummy_value()  # never reached, and not to be compiled
         a, b, offset, out, stride, spans, steps, ratio = args
         do, step_a, step_b = unit(builder), I64(4 * ROWS), I64(4 * unit.lanes * unit.vectors)

@@ -1,18 +1,14 @@
 """The CPU engine's search: the nearest tokens of two images out of their Gram matrix, for all degrees at once.
 
-The Gram matrix of raw tokens holds inner products, slightly rounded; box sums of it over both tokens' neighbourhoods,
-divided by both norms, are cosines of aggregated tokens. Every token has a margin (README.md). Of all whose cosine may
-be the largest, given both margins, the distance is computed in float32 from the aggregated tokens themselves: so the
-rounding of the Gram matrix decides nothing. a: the image whose tokens are taken one by one; b: the columns.
+Of all tokens whose cosine may be the largest, given both margins (README.md), the distance is computed in float32: so
+the rounding of the Gram matrix decides nothing. a: the image whose tokens are taken one by one; b: the columns.
 """
-
-from __future__ import annotations
 
 import numpy as np
 from numba.cpython.unsafe.numbers import trailing_zeros
 
 from musc.engines.cpu.boxes import LANES, score, sum_rows
-from musc.engines.cpu.compiling import kernel
+from musc.engines.cpu.compiling import FAST, kernel
 from musc.engines.cpu.layout import CHUNK, KEPT, NOTHING
 from musc.engines.cpu.products import ROWS, multiply
 
@@ -20,7 +16,6 @@ HALF, ONE, TWO = np.float32(0.5), np.float32(1), np.float32(2)  # a whole number
 EQUAL = np.float32(5e-14)  # squared distance of tokens that are equal but for float32's last digits
 EXACT = np.float32(1e-6)  # of a cosine found from a distance in float32
 FURTHEST = np.float32(8)  # more than any squared distance
-FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 
 
 @kernel(fastmath=FAST, _nrt=False)
@@ -87,15 +82,9 @@ def row_candidates(buffers, margin, own, grid):
     Their tokens are in `Buffers.candidates`, and bounds of their cosines in `Buffers.bounds`.
     """
     upper, tops, across = buffers.upper, buffers.tops, LANES * grid.vectors
-    top, floor, count = NOTHING, NOTHING, 0
+    floor, count = NOTHING, 0
     for k in range(across, across + LANES):
-        top = max(top, tops[k])
-    for x in range(across):
-        if tops[x] == top:
-            for i in range(x, len(upper), across):
-                if upper[i] == top:  # never where there is no token
-                    floor = max(floor, top - margin[i] - margin[i] - own - own)  # of the bounds of those that may win
-            break
+        floor = max(floor, tops[k] - own - own)  # of the bounds of those that may win
     for x in range(across):
         if tops[x] >= floor:
             for i in range(x, len(upper), across):
