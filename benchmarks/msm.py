@@ -84,16 +84,16 @@ def beyond_features(N: int, side: int, C: int, block: int | None = None) -> dict
     """
     from musc.engines import cpu
     from musc.engines.cpu import compiled
-    from musc.engines.cpu.layout import Layout
+    from musc.engines.cpu.layout import Buffers, Images, Layout, memory_of
 
     D, M = len(DEGREES), side * side
     layout = Layout(side, side, C, DEGREES, cpu.has_wide_products())
-    each = layout.bytes_per_image()
+    each = memory_of(Images, layout.sizes(1))
     block = block or max(8, compiled.HELD // each // 2)
     return {
         "distances": 4 * D * N * (N - 1) * M,
         "images": min(2 * block, N) * each,
-        "buffers": torch.get_num_threads() * layout.bytes_per_thread(),
+        "buffers": torch.get_num_threads() * memory_of(Buffers, layout.sizes(0)),
         "scores": 4 * 2 * D * N * M + 200 * N * N,
     }
 

@@ -18,7 +18,7 @@ os.environ["MUSC_WEIGHTS"] = os.environ["HF_HUB_CACHE"] = str(Path(__file__).par
 _finder = install_import_hook("musc", "typecheck.checker").hook
 _checked = _finder.should_instrument
 # No compiler takes a wrapped function.
-COMPILED = {f"musc.engines.cpu.{name}" for name in ("boxes", "products", "kernels", "search")} | {
+COMPILED = {f"musc.engines.cpu.{name}" for name in ("boxes", "products", "preparation", "search")} | {
     "musc.engines.gpu.kernels"
 }
 _finder.should_instrument = lambda name: name not in COMPILED and _checked(name)

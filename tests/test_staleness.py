@@ -6,7 +6,7 @@ import pytest
 
 from tools import notebooks
 
-KERNELS = "musc/engines/cpu/kernels.py"
+KERNELS = "musc/engines/cpu/preparation.py"
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 
@@ -21,20 +20,14 @@ LARGEST = 9  # degree that the kernels sum
 TOLERANCE = 1e-3  # of distances where precision is not "float32"
 
 
-@lru_cache
 def has_integer_products() -> bool:
     """True where products of 8- and 16-bit integers by AVX2 beat float32's."""
-    from llvmlite import binding
-
-    return bool(binding.get_host_cpu_features().get("avx2"))
+    return compiling.has("avx2")
 
 
-@lru_cache
 def has_wide_products() -> bool:
     """True where the processor has AVX-512's products of integers too."""
-    from musc.engines.cpu import products
-
-    return products.has_wide_products()
+    return compiling.has("avx2", "avx512bw", "avx512vnni")
 
 
 def stage_distances(job: Job, precision: str = "float32") -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from queue import SimpleQueue
+from threading import local
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from musc.engines.cpu import image as preparation
-from musc.engines.cpu import search
-from musc.engines.cpu.layout import POOL, Buffers, Layout
+from musc.engines.cpu import preparation, search
+from musc.engines.cpu.layout import POOL, Images, Layout, memory_of
 from musc.engines.pairs import Job, Plan, by_image
 
 log = logging.getLogger("musc.engines")  # says which way was taken
@@ -26,60 +25,48 @@ class WorkerPool:
     """Threads that prepare images and compare them, each with its own buffers, and the images held."""
 
     def __init__(self, threads: int, count: int, layout: Layout) -> None:
-        self.layout, self.threads = layout, threads
+        self.layout, self.own = layout, local()
         self.images, memory = layout.images(count)
-        self.memory, self.free = [memory], SimpleQueue[Buffers]()
-        for _ in range(threads):
-            buffers, memory = layout.buffers()
-            self.memory.append(memory)
-            self.free.put(buffers)
-        self.rooms = SimpleQueue[preparation.Room]()
-        for _ in range(threads):
-            self.rooms.put(preparation.room(layout))
+        self.memory = [memory]
         self.slots: dict[int, int] = {}
         self.prepared: dict[int, Future[None]] = {}
-        self.executor = ThreadPoolExecutor(threads)
+        self.executor = ThreadPoolExecutor(threads, initializer=self._begin)
+
+    def _begin(self) -> None:
+        self.own.buffers, memory = self.layout.buffers()
+        self.memory.append(memory)
 
     def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.executor.shutdown(cancel_futures=True)
-        del self.images, self.free
+        del self.images, self.own
         for memory in self.memory:
             POOL.give(memory)
 
     def hold(self, needed: Sequence[int], image: Callable[[int], Tensor]) -> None:
         """Starts to prepare the images `needed`, those already there excepted; others make room."""
-        wanted = set(needed)
-        self.slots = {p: s for p, s in self.slots.items() if p in wanted}
+        self.slots = {p: s for p, s in self.slots.items() if p in set(needed)}
         free = sorted(set(range(len(self.images.ratio))) - set(self.slots.values()))
         for p in (p for p in needed if p not in self.slots):
             self.slots[p] = free.pop(0)
             self.prepared[p] = self.executor.submit(self._prepare, image(p), self.slots[p])
 
     def _prepare(self, tokens: Tensor, s: int) -> None:
-        room = self.rooms.get()
-        try:
-            preparation.prepare(preparation.rotate(tokens, self.layout, room), self.layout, self.images, s)
-        finally:
-            self.rooms.put(room)
+        preparation.prepare(tokens, self.layout, self.images, s, self.own.buffers)
 
     def compare(self, i: int, others: Sequence[int]) -> Future[tuple[np.ndarray, np.ndarray, int]]:
         """Starts comparing image i with k others: distances [k, D, M] to them and of them, and the number computed."""
         shape = len(others), len(self.layout.degrees), self.layout.H * self.layout.W
-        slots = np.array([self.slots[p] for p in others])
+        one, slots = self.slots[i], np.array([self.slots[p] for p in others])
 
         def work() -> tuple[np.ndarray, np.ndarray, int]:
             for p in (i, *others):  # whose preparation was started before, by a thread that is at it or done
                 self.prepared[p].result()
             to_others, to_i = np.empty(shape, np.float32), np.empty(shape, np.float32)
-            buffers, tolerance = self.free.get(), np.float32(self.layout.tolerance)
-            try:
-                one = self.slots[i]
-                done = search.compare(self.images, one, slots, self.layout.grid, buffers, tolerance, to_others, to_i)
-            finally:
-                self.free.put(buffers)
+            buffers, tolerance = self.own.buffers, np.float32(self.layout.tolerance)
+            done = search.compare(self.images, one, slots, self.layout.grid, buffers, tolerance, to_others, to_i)
             return to_others, to_i, done
 
         return self.executor.submit(work)
@@ -107,13 +94,11 @@ def householder(basis: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def principal_directions(sample: Tensor, K: int) -> Tensor:
-    """[C, K] orthonormal: about the directions in which the sample [S, C] is longest, by two power iterations."""
-    found = torch.randn(sample.shape[1], K + 8, generator=torch.Generator().manual_seed(0))
-    for _ in range(2):
+    """[C, K] orthonormal: about the directions in which the sample [S, C] is longest, by power iterations."""
+    found = torch.randn(sample.shape[1], K, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
         found, _ = torch.linalg.qr(sample.T @ (sample @ found))
-    seen = sample @ found
-    _, turn = torch.linalg.eigh(seen.T @ seen)
-    return found @ turn[:, -K:]
+    return found
 
 
 def too_many_candidates(pool: WorkerPool, image: Callable[[int], Tensor], i: int, p: int) -> bool:
@@ -130,7 +115,7 @@ def stage_distances(job: Job, layout: Layout) -> None:
     and taken if they pay.
     """
     image, plan = job.image, job.plan
-    block = job.block or max(8, HELD // layout.bytes_per_image() // 2)
+    block = job.block or max(8, HELD // memory_of(Images, layout.sizes(1)) // 2)
     threads, groups = torch.get_num_threads(), plan.blocks(block)
     open_choice = layout.C > NARROW and bool(groups[0])
     for tried in candidate_layouts(image, plan, layout) if open_choice else [layout]:
@@ -145,16 +130,9 @@ def stage_distances(job: Job, layout: Layout) -> None:
                 pool.hold(sorted({p for pair in group for p in pair}), image)
                 # a few tasks per thread, that all end at about the same time
                 most = max(1, min(64, len(group) // (4 * threads)))
-                tasks = [(i, some) for i, every in by_image(group) for some in split(every, most)]
-                started = [(i, some, pool.compare(i, some)) for i, some in tasks]
-                for i, some, task in started:
+                tasks = [(i, every[k : k + most]) for i, every in by_image(group) for k in range(0, len(every), most)]
+                for i, some, task in [(i, some, pool.compare(i, some)) for i, some in tasks]:
                     to_others, to_i, _ = task.result()
                     plan.write(job.write, i, some, to_others.swapaxes(0, 1), to_i.swapaxes(0, 1))  # [D, k, M] each
                     job.advance(len(some))
             return
-
-
-def split(values: Sequence[int], most: int) -> Iterator[Sequence[int]]:
-    """Parts of at most `most` values."""
-    for start in range(0, len(values), most):
-        yield values[start : start + most]

@@ -23,36 +23,44 @@ from typing import Any
 
 KEPT = 4  # digests, the most recently used ones
 PATIENCE = 180.0  # seconds after which another process that compiles is taken for dead
+FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 _children: list[subprocess.Popen[bytes]] = []
+
+
+@lru_cache
+def processor() -> tuple[str, list[str]]:
+    """Its name, and the names of its instructions."""
+    from llvmlite import binding
+
+    return binding.get_host_cpu_name(), sorted(name for name, has in binding.get_host_cpu_features().items() if has)
+
+
+def has(*instructions: str) -> bool:
+    """True where the processor has all of them."""
+    return set(instructions) <= set(processor()[1])
 
 
 @lru_cache
 def digest() -> str:
     """Of everything that compiled kernels depend on."""
-    from llvmlite import binding
-
     parts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    known = version("numba"), version("llvmlite"), sys.version, binding.get_host_cpu_name()
-    parts.append(repr((known, sorted(binding.get_host_cpu_features().items()))).encode())
+    parts.append(repr((version("numba"), version("llvmlite"), sys.version, processor())).encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
-
-
-def _roots() -> list[Path]:
-    """The user's cache folder, then one of the user's own among the temporary files."""
-    usual = {"win32": os.environ.get("LOCALAPPDATA"), "darwin": "~/Library/Caches"}.get(sys.platform)
-    own = f"musc-{os.getuid()}" if hasattr(os, "getuid") else "musc"
-    named = os.environ.get("XDG_CACHE_HOME") or usual or "~/.cache"
-    return [Path(named).expanduser() / "musc", Path(tempfile.gettempdir()) / own]
 
 
 @lru_cache
 def folder() -> Path | None:
-    """The folder of these kernels, made if need be; None where none can be written. Digests long unused are deleted."""
-    for root in _roots():
-        found = root / "kernels" / digest()
+    """The folder of these kernels, made if need be, in the user's cache or else among the user's temporary files; None
+    where none can be written. Digests long unused are deleted."""
+    usual = {"win32": os.environ.get("LOCALAPPDATA"), "darwin": "~/Library/Caches"}.get(sys.platform)
+    named = os.environ.get("XDG_CACHE_HOME") or usual or "~/.cache"
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    for name in (f"{named}/musc", f"{tempfile.gettempdir()}/musc-{user}"):
         try:
+            root = Path(name).expanduser()
+            found = root / "kernels" / digest()
             found.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if hasattr(os, "getuid") and root.stat().st_uid != os.getuid():  # machine code of somebody else's
+            if root.stat().st_uid != user:  # machine code of somebody else's
                 continue
             with tempfile.TemporaryFile(dir=found):
                 os.utime(found)
@@ -65,19 +73,19 @@ def folder() -> Path | None:
     return None
 
 
-def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """numba.njit without the GIL, its machine code kept in `folder`."""
     from numba import config, njit
 
-    def compiled(f: Callable[..., Any]) -> Any:
+    def compiled(function: Callable[..., Any]) -> Any:
         before, kept = config.CACHE_DIR, folder()  # type: ignore[attr-defined]
         config.CACHE_DIR = str(kept or "")  # type: ignore[attr-defined]
         try:
-            return njit(nogil=True, cache=kept is not None, error_model="numpy", **options)(f)
+            return njit(nogil=True, cache=kept is not None, error_model="numpy", **options)(function)
         finally:
             config.CACHE_DIR = before  # type: ignore[attr-defined]
 
-    return compiled(function) if function else compiled
+    return compiled
 
 
 def ready() -> bool:
@@ -102,23 +110,18 @@ def compile_aside(*, patient: bool = False) -> None:
     if kept is None or any(child.poll() is None for child in _children):
         return
     mark = kept / "compiling"
+    paths = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "musc.engines.cpu", *(["--patient"] if patient else [])]
     try:
         if mark.exists() and time.time() - mark.stat().st_mtime > PATIENCE:
             mark.unlink()
         mark.touch(exist_ok=False)  # one process of all that start now
-    except OSError:
-        return
-    above = str(Path(__file__).parents[3])
-    paths = os.pathsep.join([above, *filter(None, [os.environ.get("PYTHONPATH")])])
-    try:
-        nowhere = subprocess.DEVNULL
         child = subprocess.Popen(
-            [sys.executable, "-m", "musc.engines.cpu", *(["--patient"] if patient else [])],
-            stdin=nowhere, stdout=nowhere, stderr=nowhere, env=os.environ | {"PYTHONPATH": paths},
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": paths},
             process_group=0 if os.name == "posix" else None,  # not interrupted with this one
         )  # fmt: skip
     except (OSError, ValueError):
-        mark.unlink(missing_ok=True)
         return
     _children.append(child)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
+from jaxtyping import Float32, Int32, Int64
+from numpy import ndarray
 
 from musc.engines.cpu.boxes import LANES
 from musc.engines.cpu.products import COLS, COLS_WIDE, ROWS, SPAN
@@ -30,70 +33,69 @@ class Grid(NamedTuple):
     vectors: int
     pitch: int
     widest: int  # largest of `halves`
-    halves: np.ndarray  # [D] int64, (degree - 1) / 2
-    place: np.ndarray  # [n] int64, the token of every column, or -1
+    halves: ndarray  # [D] int64, (degree - 1) / 2
+    place: ndarray  # [n] int64, the token of every column, or -1
 
 
 class Images(NamedTuple):
     """S images. rows, columns, offset: raw tokens as integers, as `products.multiply` takes them."""
 
-    rows: np.ndarray  # [S, row panels, steps, 6] int32
-    columns: np.ndarray  # [S, column panels, steps, 16 or 64] int32
-    offset: np.ndarray  # [S, column panels, spans, 16 or 64] int32
-    ratio: np.ndarray  # [S] float32, scale of 16-bit integers / scale of 8-bit ones
-    unit: np.ndarray  # [S, D, M, C] float32, aggregated tokens of unit length
-    row_scale: np.ndarray  # [S, D, M] float32, turns box sums of integers into cosines, together with column_scale
-    row_margin: np.ndarray  # [S, D, M] float32, a bound of the error of those, together with column_margin
-    column_scale: np.ndarray  # [S, D, n]
-    column_margin: np.ndarray  # [S, D, n], NOTHING where no token is to be found
-    first: np.ndarray  # [S, D, M] int64, the first token that is equal
+    rows: Int32[ndarray, "S row_panels steps 6"]
+    columns: Int32[ndarray, "S panels steps cols"]
+    offset: Int32[ndarray, "S panels spans cols"]
+    ratio: Float32[ndarray, "S"]  # scale of 16-bit integers / scale of 8-bit ones
+    unit: Float32[ndarray, "S D M C"]  # aggregated tokens of unit length
+    row_scale: Float32[ndarray, "S D M"]  # turns box sums of integers into cosines, together with column_scale
+    row_margin: Float32[ndarray, "S D M"]  # a bound of the error of those, together with column_margin
+    column_scale: Float32[ndarray, "S D n"]
+    column_margin: Float32[ndarray, "S D n"]  # NOTHING where no token is to be found
+    first: Int64[ndarray, "S D M"]  # the first token that is equal
 
 
 class Buffers(NamedTuple):
-    """What one thread works in, for one pair after the other."""
+    """What one thread works in, for one image in preparation (the first three), or for one pair after the other."""
 
-    gram: np.ndarray  # [column panels, rows, 16 or 64], of the tokens of some patch rows of a, counted around its end
-    zeros: np.ndarray  # [W, 16 or 64], what lies beyond the border
-    sums: np.ndarray  # [D, widest + W, numbers], over the neighbourhoods of a patch row of a, for all tokens of b
-    upper: np.ndarray  # [n], cosines of one token of a, plus column_margin
-    marks: np.ndarray  # [n / 64] int64, a bit for each column that this token may be nearest to
-    tops: np.ndarray  # [8 vectors + 8], largest of `upper` in each column of patches, and of all
-    rows: np.ndarray  # [2 widest + 1] int64, addresses of patch rows in `gram`
-    arrays: np.ndarray  # [D, 6] int64, addresses of what `boxes.score` reads and makes
-    candidates: np.ndarray  # [2, KEPT] int64, tokens that may be nearest to this one, or to the one before it
-    bounds: np.ndarray  # [2, KEPT], of their cosines, from above
-    best: np.ndarray  # [D, n], largest cosine of every column so far, from below
-    rivals: np.ndarray  # [D, n, KEPT] int32, tokens of a that may be nearest to a column
-    rival_bounds: np.ndarray  # [D, n, KEPT], of their cosines, from above, column_margin left out
-    rival_counts: np.ndarray  # [D, n] int32, KEPT + 1: too many
-    winner: np.ndarray  # [D, M] int32, tokens of b nearest to those of a, or -1
+    raw: Float32[ndarray, "M C"]  # its tokens
+    high: Float32[ndarray, "M K"]  # of them what takes 16 bits, where 8 bits are in use
+    low: Float32[ndarray, "M low"]  # and what takes 8 bits, then zeros
+    gram: Float32[ndarray, "panels ring cols"]  # of the tokens of some patch rows of a, counted around its end
+    zeros: Float32[ndarray, "W cols"]  # what lies beyond the border
+    sums: Float32[ndarray, "D places numbers"]  # over the neighbourhoods of a patch row of a, for all tokens of b
+    upper: Float32[ndarray, "n"]  # cosines of one token of a, plus column_margin
+    marks: Int64[ndarray, "chunks"]  # a bit for each column that this token may be nearest to
+    tops: Float32[ndarray, "tops"]  # largest of `upper` in each column of patches, and of lower bounds of all
+    rows: Int64[ndarray, "around"]  # addresses of patch rows in `gram`
+    arrays: Int64[ndarray, "6"]  # addresses of what `boxes.score` reads and makes
+    candidates: Int64[ndarray, "kept"]  # tokens that may be nearest to this one
+    bounds: Float32[ndarray, "kept"]  # of their cosines, from above
+    best: Float32[ndarray, "D n"]  # largest cosine of every column so far, from below
+    rivals: Int32[ndarray, "D n kept"]  # tokens of a that may be nearest to a column
+    rival_bounds: Float32[ndarray, "D n kept"]  # of their cosines, from above
+    rival_counts: Int32[ndarray, "D n"]  # KEPT + 1: too many
+    winner: Int32[ndarray, "D M"]  # tokens of b nearest to those of a, or -1
 
 
 class BufferPool:
     """Memory of earlier calls for the next ones: a system may take longer to hand out fresh memory than the work that
-    is done in it. At most `most` bytes are kept."""
+    is done in it. At most `most` bytes are kept, the last ones."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.size, self.lock = most, 0, Lock()
-        self.pieces: defaultdict[int, list[np.ndarray]] = defaultdict(list)
+        self.most, self.pieces, self.lock = most, list[ndarray](), Lock()
 
-    def take(self, size: int) -> np.ndarray:
+    def take(self, size: int) -> ndarray:
         """Bytes of any content."""
         with self.lock:
-            if self.pieces[size]:
-                self.size -= size
-                return self.pieces[size].pop()
+            for k, piece in enumerate(self.pieces):
+                if piece.nbytes == size:
+                    return self.pieces.pop(k)
         return np.empty(size, np.uint8)
 
-    def give(self, piece: np.ndarray) -> None:
+    def give(self, piece: ndarray) -> None:
         """Hands a piece back, in which nobody may work any more."""
         with self.lock:
-            if self.size + piece.nbytes > self.most:  # what was kept is of another size, or too much
-                self.pieces.clear()
-                self.size = 0
-            if piece.nbytes <= self.most:
-                self.pieces[piece.nbytes].append(piece)
-                self.size += piece.nbytes
+            self.pieces.append(piece)
+            while sum(piece.nbytes for piece in self.pieces) > self.most:
+                self.pieces.pop(0)
 
 
 POOL = BufferPool(384 << 20)
@@ -114,7 +116,7 @@ class Layout:
     C: int
     degrees: tuple[int, ...]
     wide: bool
-    rotation: tuple[np.ndarray, np.ndarray] | None = None
+    rotation: tuple[ndarray, ndarray] | None = None
     tolerance: float = 0.0
 
     @cached_property
@@ -131,84 +133,60 @@ class Layout:
         """Channels whose products take 16 bits."""
         return self.C if self.rotation is None else self.rotation[0].shape[1]
 
-    @property
-    def spans(self) -> int:
-        """Of the channels whose products take 8 bits."""
-        return -(-(self.C - self.K) // (4 * SPAN))
+    def sizes(self, S: int) -> dict[str, int]:
+        """Of the arrays' axes, for S images."""
+        grid, n, cols = self.grid, len(self.grid.place), COLS_WIDE if self.wide else COLS
+        spans = -(-(self.C - self.K) // (4 * SPAN))
+        of_images = {"S": S, "D": len(grid.halves), "M": self.H * self.W, "C": self.C, "n": n, "spans": spans}
+        of_images |= {"row_panels": -(-self.H * self.W // ROWS), "steps": spans * SPAN + (self.K + 1) // 2}
+        of_images |= {"panels": -(-self.H * grid.vectors * LANES // cols), "cols": cols}
+        return of_images | {
+            "K": 0 if self.rotation is None else self.K,
+            "low": 4 * SPAN * spans,
+            "ring": (1 + -(-2 * grid.widest // ROWS)) * ROWS * self.W,  # stripes of six patch rows
+            "W": self.W,
+            "places": grid.widest + self.W,
+            "numbers": 2 * LANES + (self.H + grid.widest) * grid.pitch,
+            "chunks": n // CHUNK,
+            "tops": LANES * grid.vectors + LANES,
+            "around": 2 * grid.widest + 1,
+            "kept": KEPT,
+        }
 
-    @property
-    def panels(self) -> tuple[int, int]:
-        """Of columns: their number and width."""
-        cols = COLS_WIDE if self.wide else COLS
-        return -(-self.H * self.grid.vectors * LANES // cols), cols
-
-    def _images(self, S: int) -> list[tuple[tuple[int, ...], type]]:
-        D, M, n = len(self.degrees), self.H * self.W, len(self.grid.place)
-        panels, cols, steps = *self.panels, self.spans * SPAN + (self.K + 1) // 2
-        return [
-            ((S, -(-M // ROWS), steps, ROWS), np.int32),
-            ((S, panels, steps, cols), np.int32),
-            ((S, panels, self.spans, cols), np.int32),
-            ((S,), np.float32),
-            ((S, D, M, self.C), np.float32),
-            *[((S, D, M), np.float32)] * 2,
-            *[((S, D, n), np.float32)] * 2,
-            ((S, D, M), np.int64),
-        ]  # type: ignore[return-value]
-
-    def _buffers(self) -> list[tuple[tuple[int, ...], type]]:
-        D, n, (panels, cols), grid = len(self.degrees), len(self.grid.place), self.panels, self.grid
-        stripes = 1 + -(-2 * grid.widest // ROWS)  # of six patch rows
-        return [
-            ((panels, stripes * ROWS * self.W, cols), np.float32),
-            ((self.W, cols), np.float32),
-            ((D, grid.widest + self.W, 2 * LANES + (self.H + grid.widest) * grid.pitch), np.float32),
-            ((n,), np.float32),
-            ((n // CHUNK,), np.int64),
-            ((LANES * grid.vectors + LANES,), np.float32),
-            ((2 * grid.widest + 1,), np.int64),
-            ((D, 6), np.int64),
-            ((2, KEPT), np.int64),
-            ((2, KEPT), np.float32),
-            ((D, n), np.float32),
-            ((D, n, KEPT), np.int32),
-            ((D, n, KEPT), np.float32),
-            ((D, n), np.int32),
-            ((D, self.H * self.W), np.int32),
-        ]  # type: ignore[return-value]
-
-    def bytes_per_image(self) -> int:
-        return _size(self._images(1))
-
-    def bytes_per_thread(self) -> int:
-        return _size(self._buffers()) + 2 * 4 * self.H * self.W * (2 * self.C + 4 * SPAN)  # and rooms to prepare images
-
-    def images(self, S: int) -> tuple[Images, np.ndarray]:
+    def images(self, S: int) -> tuple[Images, ndarray]:
         """Room for S images, and the memory it lies in."""
-        arrays, memory = _arrays(self._images(S))
-        for array in arrays[:3]:
+        images, memory = arrays(Images, self.sizes(S))
+        for array in (images.rows, images.columns, images.offset):
             array.fill(0)  # what lies beyond the border
-        return Images(*arrays), memory
+        return images, memory
 
-    def buffers(self) -> tuple[Buffers, np.ndarray]:
+    def buffers(self) -> tuple[Buffers, ndarray]:
         """One thread's buffers, and the memory they lie in."""
-        arrays, memory = _arrays(self._buffers())
-        for array, nothing in zip(arrays[1:5], (0, 0, NOTHING, 0), strict=True):  # beyond the border
-            array.fill(nothing)
-        return Buffers(*arrays), memory
+        buffers, memory = arrays(Buffers, self.sizes(0))
+        for array in (buffers.low, buffers.zeros, buffers.sums, buffers.marks):
+            array.fill(0)
+        buffers.upper.fill(NOTHING)  # beyond the border
+        return buffers, memory
 
 
-def _size(kinds: list[tuple[tuple[int, ...], type]]) -> int:
-    return sum(-(-int(np.prod(shape)) * np.dtype(kind).itemsize // 64) * 64 for shape, kind in kinds) + 64
+def shapes(kind: type, sizes: dict[str, int]) -> Iterator[tuple[list[int], np.dtype, int]]:
+    """Of each array of a kind: shape, type, and bytes up to the next multiple of 64."""
+    for hint in get_type_hints(kind).values():
+        shape = [sizes[axis] if axis in sizes else int(axis) for axis in hint.dim_str.split()]
+        dtype = np.dtype(hint.dtypes[0])
+        yield shape, dtype, -(-prod(shape) * dtype.itemsize // 64) * 64
 
 
-def _arrays(kinds: list[tuple[tuple[int, ...], type]]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Arrays of given shapes and types in one piece of memory, at multiples of 64 bytes."""
-    memory = POOL.take(_size(kinds))
-    at = -memory.ctypes.data % 64
-    out: list[np.ndarray] = []
-    for shape, kind in kinds:
-        size = int(np.prod(shape)) * np.dtype(kind).itemsize
-        out.append(memory[at : at + size].view(kind).reshape(shape))
-        at += -(-size // 64) * 64
-    return out, memory
+def memory_of(kind: type, sizes: dict[str, int]) -> int:
+    """Bytes of all arrays of a kind, and of what may lie before the first one."""
+    return sum(size for *_, size in shapes(kind, sizes)) + 64
+
+
+def arrays(kind: type, sizes: dict[str, int]) -> tuple[Any, ndarray]:
+    """All arrays of a kind in one piece of memory, at multiples of 64 bytes, and that memory."""
+    memory = POOL.take(memory_of(kind, sizes))
+    at, out = -memory.ctypes.data % 64, []
+    for shape, dtype, size in shapes(kind, sizes):
+        out.append(memory[at : at + prod(shape) * dtype.itemsize].view(dtype).reshape(shape))
+        at += size
+    return kind(*out), memory

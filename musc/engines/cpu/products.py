@@ -1,68 +1,34 @@
 """The CPU engine's products of two images' tokens in integers, by instructions of AVX2 or of AVX-512 VNNI."""
 
-from __future__ import annotations
-
-from functools import lru_cache
-
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from musc.engines.cpu.compiling import kernel
+from musc.engines.cpu.compiling import has, kernel
 
 ROWS = 6  # of a register tile
 COLS, COLS_WIDE = 16, 64  # of it: 12 of 16 registers of 8 integers hold its sums, 24 of 32 registers of 16
 SPAN = 16  # steps of four 8-bit products between two carries from 16-bit sums into 32-bit ones
 TOP8 = 90  # of an 8-bit integer: (90 + 90) * 90 * 2 is the most that VPMADDUBSW adds without saturation
 TOP8_WIDE = 127  # VPDPBUSD adds in 32 bits
-LINE = 64  # bytes that come from memory at a time
 LANE = 181.0  # of the length of what one 16-bit sum holds of a token: 181^2 < 2^15
+I8, I16, I32, I64, F32 = *(ir.IntType(bits) for bits in (8, 16, 32, 64)), ir.FloatType()
+I8x32, I16x16, I32x8, I32x16 = (ir.VectorType(*kind) for kind in ((I8, 32), (I16, 16), (I32, 8), (I32, 16)))
 
 
-@lru_cache
-def has_wide_products() -> bool:
-    """True where the processor has AVX-512's products of integers."""
-    features = binding.get_host_cpu_features()
-    return all(features.get(name) for name in ("avx2", "avx512bw", "avx512vnni"))
+def place(builder, start, number, step):
+    """The address start + number * step."""
+    return builder.add(start, builder.mul(number, step))
 
 
-I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-I8x32, I16x16, I32x8 = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)
-F32, I32x16 = ir.FloatType(), ir.VectorType(I32, 16)
-F32x8 = ir.VectorType(F32, 8)
-
-
-def load(builder, address, offset, kind, align=4):
-    pointer = builder.inttoptr(builder.add(address, I64(offset)), kind.as_pointer())
-    value = builder.load(pointer)
-    value.align = align
+def load(builder, address, offset, kind):
+    value = builder.load(builder.inttoptr(builder.add(address, I64(offset)), kind.as_pointer()))
+    value.align = 4
     return value
 
 
-def store(builder, value, address, offset):
+def store(builder, value, address, offset=0):
     builder.store(value, builder.inttoptr(builder.add(address, I64(offset)), value.type.as_pointer())).align = 4
-
-
-@intrinsic
-def _prefetch(typingctx, address, lines):
-    def codegen(context, builder, signature, args):
-        pointer = I8.as_pointer()
-        fetch = builder.module.declare_intrinsic(
-            "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, *[I32] * 3])
-        )
-        loop = Loop(builder, args[1], [], "lines")
-        at = builder.inttoptr(builder.add(args[0], builder.mul(loop.at, I64(LINE))), pointer)
-        builder.call(fetch, [at, I32(0), I32(3), I32(1)])  # to be read, into the nearest cache
-        loop.end([])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), codegen
-
-
-@kernel(forceinline=True, _nrt=False)
-def prefetch(row):
-    """Has the memory of a contiguous array brought into the cache, while other things are done."""
-    _prefetch(row.ctypes.data, (row.nbytes + LINE - 1) // LINE)  # type: ignore[call-arg]
 
 
 def same(builder, scalar, vector):
@@ -71,46 +37,30 @@ def same(builder, scalar, vector):
     return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count))
 
 
-def larger(builder, a, b):
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-
 class Loop:
-    """A counted loop of LLVM instructions; `values` holds what it carries, and its end values afterwards."""
+    """A loop of LLVM instructions, `count` > 0 times; `values`: what a turn leaves to the next, at first `start`."""
 
-    def __init__(self, builder, count, start, name):
-        self.builder, self.count = builder, count
-        entry = builder.block
-        self.body, self.done = builder.append_basic_block(name), builder.append_basic_block(name + ".done")
-        some = builder.icmp_signed(">", count, I64(0))
-        builder.cbranch(some, self.body, self.done)
+    def __init__(self, builder, count, start):
+        self.builder, self.count, entry = builder, count, builder.block
+        self.body, self.done = builder.append_basic_block("loop"), builder.append_basic_block("done")
+        builder.branch(self.body)
         builder.position_at_end(self.body)
-        self.at = builder.phi(I64)
-        self.at.add_incoming(I64(0), entry)
-        self.values = [builder.phi(value.type) for value in start]
-        for phi, value in zip(self.values, start, strict=True):
+        self.carried = [builder.phi(value.type) for value in (I64(0), *start)]
+        for phi, value in zip(self.carried, (I64(0), *start), strict=True):
             phi.add_incoming(value, entry)
-        self.entry, self.start = entry, start
+        self.at, *self.values = self.carried
 
     def end(self, new):
-        builder = self.builder
-        following = builder.add(self.at, I64(1))
-        last = builder.block
+        """Ends the turn; what it leaves is there after the loop too."""
+        builder, following = self.builder, self.builder.add(self.at, I64(1))
+        for phi, value in zip(self.carried, (following, *new), strict=True):
+            phi.add_incoming(value, builder.block)
         builder.cbranch(builder.icmp_signed("<", following, self.count), self.body, self.done)
-        self.at.add_incoming(following, last)
-        for phi, value in zip(self.values, new, strict=True):
-            phi.add_incoming(value, last)
         builder.position_at_end(self.done)
-        out = []
-        for value, first in zip(new, self.start, strict=True):
-            phi = builder.phi(value.type)
-            phi.add_incoming(first, self.entry)
-            phi.add_incoming(value, last)
-            out.append(phi)
-        return out
+        return new
 
 
-class _Avx2:
+class Avx2:
     """Sums of six rows and 16 columns: two registers of 8 per row; 8-bit products add up in 16 bits for a span."""
 
     vectors, lanes = 2, 8
@@ -137,7 +87,7 @@ class _Avx2:
         return self.builder.add(total, self.builder.call(self.madd, [a, b]))
 
 
-class _Avx512:
+class Avx512:
     """Sums of six rows and 64 columns: four registers of 16 per row; all products add up in 32 bits (VNNI)."""
 
     vectors, lanes = 4, 16
@@ -161,18 +111,7 @@ class _Avx512:
         return self.builder.call(self.dot16, [total, a, b])
 
 
-def _each_product(builder, step, a_at, b_at, sums, kind):
-    """step(sum, six broadcast words of a, words of b) for every one of the sums."""
-    vectors = len(sums) // ROWS
-    columns = [load(builder, b_at, 4 * kind.count * v, kind) for v in range(vectors)]
-    new = []
-    for row in range(ROWS):
-        word = same(builder, load(builder, a_at, 4 * row, I32), kind)
-        new += [step(sums[vectors * row + v], word, columns[v]) for v in range(vectors)]
-    return new
-
-
-def _tile(unit):
+def tile_by(unit):
     """out[6, cols] = ratio * (sum of 8-bit products) + (sum of 16-bit products), as float32, by `unit`'s instructions.
 
     a: address of [SPAN * spans, 6, 4] uint8 (values + top), then [steps, 6, 2] int16; b: of [SPAN * spans, cols, 4]
@@ -184,42 +123,45 @@ def _tile(unit):
         return types.void(*[types.intp] * 7, types.float32), codegen
 
     def codegen(context, builder, signature, args):
-        if unit is _Avx512 and not has_wide_products():
+        if unit is Avx512 and not has("avx512vnni"):
             return context.get_dummy_value()  # never reached, and not to be compiled
         a, b, offset, out, stride, spans, steps, ratio = args
-        do, vectors, step = unit(builder), unit.vectors, 4 * unit.lanes * unit.vectors
+        do, step_a, step_b = unit(builder), I64(4 * ROWS), I64(4 * unit.lanes * unit.vectors)
         whole, real = ir.VectorType(I32, unit.lanes), ir.VectorType(F32, unit.lanes)
-        places = [(row, 4 * unit.lanes * v) for row in range(ROWS) for v in range(vectors)]
+        across = [4 * unit.lanes * v for v in range(unit.vectors)]
+        places = [(place(builder, out, I64(row), stride), at) for row in range(ROWS) for at in across]
         zeros = [ir.Constant(whole, [0] * unit.lanes)] * len(places)
-        outer = Loop(builder, spans, zeros, "spans")
-        offset_at = builder.add(offset, builder.mul(outer.at, I64(step)))
-        starts = [load(builder, offset_at, at, whole) for _, at in places[:vectors]] * ROWS
-        a_span = builder.add(a, builder.mul(outer.at, I64(SPAN * 4 * ROWS)))
-        b_span = builder.add(b, builder.mul(outer.at, I64(SPAN * step)))
-        inner = Loop(builder, I64(SPAN), list(map(do.start, outer.values, starts)), "steps8")
-        a_at = builder.add(a_span, builder.mul(inner.at, I64(4 * ROWS)))
-        b_at = builder.add(b_span, builder.mul(inner.at, I64(step)))
-        sums = inner.end(_each_product(builder, do.step8, a_at, b_at, inner.values, whole))
-        low = outer.end(list(map(do.carry, outer.values, sums)))
-        factor = same(builder, ratio, real)
-        row_at = [builder.add(out, builder.mul(stride, I64(row))) for row in range(ROWS)]
-        for (row, at), value in zip(places, low, strict=True):  # parked there while the registers hold the other sums
-            store(builder, builder.fmul(builder.sitofp(value, real), factor), row_at[row], at)
-        a_high = builder.add(a, builder.mul(spans, I64(SPAN * 4 * ROWS)))
-        b_high = builder.add(b, builder.mul(spans, I64(SPAN * step)))
-        loop = Loop(builder, steps, zeros, "steps16")
-        a_at = builder.add(a_high, builder.mul(loop.at, I64(4 * ROWS)))
-        b_at = builder.add(b_high, builder.mul(loop.at, I64(step)))
-        high = loop.end(_each_product(builder, do.step16, a_at, b_at, loop.values, whole))
+
+        def each_product(product, step, sums):
+            """Adds the products of six words of a and of the columns of b to the sums."""
+            a_at, b_at = place(builder, a, step, step_a), place(builder, b, step, step_b)
+            columns = [load(builder, b_at, at, whole) for at in across]
+            words = [same(builder, load(builder, a_at, 4 * row, I32), whole) for row in range(ROWS)]
+            pairs = [(word, column) for word in words for column in columns]
+            return [product(total, *pair) for total, pair in zip(sums, pairs, strict=True)]
+
+        some = builder.icmp_signed(">", spans, I64(0))
+        with builder.if_then(some):
+            outer = Loop(builder, spans, zeros)
+            offset_at = place(builder, offset, outer.at, step_b)
+            starts = [load(builder, offset_at, at, whole) for at in across] * ROWS
+            inner = Loop(builder, I64(SPAN), list(map(do.start, outer.values, starts)))
+            sums = inner.end(each_product(do.step8, place(builder, inner.at, outer.at, I64(SPAN)), inner.values))
+            low, factor = outer.end(list(map(do.carry, outer.values, sums))), same(builder, ratio, real)
+            for (row, at), value in zip(places, low, strict=True):  # parked there: the registers hold the other sums
+                store(builder, builder.fmul(builder.sitofp(value, real), factor), row, at)
+        loop = Loop(builder, steps, zeros)
+        high = loop.end(each_product(do.step16, place(builder, loop.at, spans, I64(SPAN)), loop.values))
+        nothing = ir.Constant(real, [0.0] * unit.lanes)
         for (row, at), value in zip(places, high, strict=True):
-            parked = load(builder, row_at[row], at, real)
-            store(builder, builder.fadd(parked, builder.sitofp(value, real)), row_at[row], at)
+            parked = builder.select(some, load(builder, row, at, real), nothing)
+            store(builder, builder.fadd(parked, builder.sitofp(value, real)), row, at)
         return context.get_dummy_value()
 
     return intrinsic(tile)
 
 
-_tile_avx2, _tile_avx512 = _tile(_Avx2), _tile(_Avx512)
+tile_avx2, tile_avx512 = tile_by(Avx2), tile_by(Avx512)
 
 
 @kernel(_nrt=False)
@@ -239,7 +181,7 @@ def multiply(a, b, offset, ratio, gram, first, last):
             a_at, out = a.ctypes.data + p * a.strides[0], gram.ctypes.data + q * gram.strides[0] + row * stride
             # numba supplies the typing context, which mypy takes for the first argument
             if b.shape[2] == COLS_WIDE:
-                _tile_avx512(a_at, b_at, offset_at, out, stride, spans, steps, ratio)
+                tile_avx512(a_at, b_at, offset_at, out, stride, spans, steps, ratio)
             else:
-                _tile_avx2(a_at, b_at, offset_at, out, stride, spans, steps, ratio)
+                tile_avx2(a_at, b_at, offset_at, out, stride, spans, steps, ratio)
             row = row + ROWS if row + ROWS < R else 0

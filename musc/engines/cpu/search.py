@@ -1,27 +1,21 @@
 """The CPU engine's search: the nearest tokens of two images out of their Gram matrix, for all degrees at once.
 
-The Gram matrix of raw tokens holds inner products, slightly rounded; box sums of it over both tokens' neighbourhoods,
-divided by both norms, are cosines of aggregated tokens. Every token has a margin (README.md). Of all whose cosine may
-be the largest, given both margins, the distance is computed in float32 from the aggregated tokens themselves: so the
-rounding of the Gram matrix decides nothing. a: the image whose tokens are taken one by one; b: the columns.
+Of all tokens whose cosine may be the largest, given both margins (README.md), the distance is computed in float32: so
+the rounding of the Gram matrix decides nothing. a: the image whose tokens are taken one by one; b: the columns.
 """
-
-from __future__ import annotations
 
 import numpy as np
 from numba.cpython.unsafe.numbers import trailing_zeros
 
 from musc.engines.cpu.boxes import LANES, score, sum_rows
-from musc.engines.cpu.compiling import kernel
+from musc.engines.cpu.compiling import FAST, kernel
 from musc.engines.cpu.layout import CHUNK, KEPT, NOTHING
-from musc.engines.cpu.products import ROWS, multiply, prefetch
+from musc.engines.cpu.products import ROWS, multiply
 
 HALF, ONE, TWO = np.float32(0.5), np.float32(1), np.float32(2)  # a whole number would make float64 of float32
 EQUAL = np.float32(5e-14)  # squared distance of tokens that are equal but for float32's last digits
 EXACT = np.float32(1e-6)  # of a cosine found from a distance in float32
-AHEAD = 256  # numbers of a token that are fetched ahead; the processor sees by itself that the others follow
 FURTHEST = np.float32(8)  # more than any squared distance
-FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 
 
 @kernel(fastmath=FAST, _nrt=False)
@@ -50,11 +44,16 @@ def nearest_of_all(images, a, m, b, d):
 
 
 @kernel(forceinline=True, _nrt=False)
-def nearest_of_candidates(unit, a, m, b, d, which, upper, count, best):
+def nearest(images, a, m, b, d, which, upper, count, tolerance, best):
     """The smallest squared distance of a_m to `count` tokens of b, most promising first, which, and how many it took.
 
-    upper: bounds of their cosines; what cannot beat the distance found so far (`best` at first) is left out.
+    which, upper: [KEPT], those tokens and bounds of their cosines; what cannot beat the distance found so far (`best`
+    at first) is left out. Where margins move a distance by no more than `tolerance`, it is taken from its cosine, and
+    -1 returned.
     """
+    if count > KEPT:
+        best, at = nearest_of_all(images, a, m, b, d)
+        return best, at, images.unit.shape[2]
     at, done = -1, 0
     for _ in range(count):
         k = 0
@@ -63,8 +62,13 @@ def nearest_of_candidates(unit, a, m, b, d, which, upper, count, best):
                 k = t
         if upper[k] < ONE - HALF * best - EXACT:
             break
+        if tolerance > 0:
+            error = images.row_margin[a, d, m] + images.row_margin[b, d, which[k]]
+            square = TWO - TWO * (upper[k] - error)
+            if square > 0 and error <= tolerance * np.sqrt(square):
+                return min(best, square), -1, done
         upper[k] = NOTHING
-        found = squared_distance(unit, a, m, b, which[k], d)
+        found = squared_distance(images.unit, a, m, b, which[k], d)
         done += 1
         if found < best:
             best, at = found, which[k]
@@ -72,28 +76,22 @@ def nearest_of_candidates(unit, a, m, b, d, which, upper, count, best):
 
 
 @kernel(forceinline=True, _nrt=False)
-def row_candidates(buffers, margin, own, grid, which, bounds):
+def row_candidates(buffers, margin, own, grid):
     """Columns that may hold the row's largest cosine, given the margins of error; their number (KEPT + 1: too many).
 
-    which, bounds: [KEPT], receive their tokens and bounds of their cosines.
+    Their tokens are in `Buffers.candidates`, and bounds of their cosines in `Buffers.bounds`.
     """
     upper, tops, across = buffers.upper, buffers.tops, LANES * grid.vectors
-    top, floor, count = NOTHING, NOTHING, 0
+    floor, count = NOTHING, 0
     for k in range(across, across + LANES):
-        top = max(top, tops[k])
-    for x in range(across):
-        if tops[x] == top:
-            for i in range(x, len(upper), across):
-                if upper[i] == top:  # never where there is no token
-                    floor = max(floor, top - margin[i] - margin[i] - own - own)  # of the bounds of those that may win
-            break
+        floor = max(floor, tops[k] - own - own)  # of the bounds of those that may win
     for x in range(across):
         if tops[x] >= floor:
             for i in range(x, len(upper), across):
                 if upper[i] >= floor:
                     if count == KEPT:
                         return KEPT + 1
-                    which[count], bounds[count] = grid.place[i], upper[i] + own
+                    buffers.candidates[count], buffers.bounds[count] = grid.place[i], upper[i] + own
                     count += 1
     return count
 
@@ -121,26 +119,6 @@ def note_rival(buffers, margin, d, m, own):
             if count < KEPT:
                 rivals[count], bounds[count] = m, upper[i] + own
             counts[i] = count + 1
-
-
-@kernel(forceinline=True, _nrt=False)
-def resolve_row(images, a, b, d, m, which, bounds, count, tolerance, winner, to_b):
-    """The squared distance of token m of image a to its nearest in b; the number of distances that it took."""
-    if count > KEPT:
-        to_b[d, m], winner[d, m] = nearest_of_all(images, a, m, b, d)
-        return images.first.shape[2]
-    if tolerance > 0:
-        k, own = 0, images.row_margin[a, d, m]
-        for t in range(1, count):
-            if bounds[t] > bounds[k]:
-                k = t
-        square = TWO - TWO * (bounds[k] - own - images.row_margin[b, d, which[k]])
-        if square > 0 and own + images.row_margin[b, d, which[k]] <= tolerance * np.sqrt(square):
-            to_b[d, m], winner[d, m] = square, -1
-            return 0
-    found = nearest_of_candidates(images.unit, a, m, b, d, which, bounds, count, FURTHEST)
-    to_b[d, m], winner[d, m] = found[0], found[1]
-    return found[2]
 
 
 @kernel(forceinline=True, _nrt=False)
@@ -172,38 +150,27 @@ def score_rows(images, a, b, start, stop, grid, buffers, tolerance, to_b):
 
     Their Gram rows, and those of the patch rows around them, are in `buffers.gram`.
     """
-    D, w, sums = len(grid.halves), grid.widest, buffers.sums
-    arrays = buffers.arrays
-    for d in range(D):  # addresses of what `score` reads and makes
-        arrays[d, 0], arrays[d, 1] = images.column_scale[b, d].ctypes.data, images.column_margin[b, d].ctypes.data
-        arrays[d, 2], arrays[d, 3] = buffers.best[d].ctypes.data, buffers.upper.ctypes.data
-        arrays[d, 4], arrays[d, 5] = buffers.marks.ctypes.data, buffers.tops.ctypes.data
-    done, side, count, at, degree = 0, 0, -1, 0, 0
+    w, sums, arrays, done = grid.widest, buffers.sums, buffers.arrays, 0
     for y in range(start, stop):
         sum_neighbourhoods(y, grid, buffers)
-        for x in range(grid.W):
-            m = y * grid.W + x
-            for d in range(D):
+        for d in range(len(grid.halves)):
+            margin = images.column_margin[b, d]
+            arrays[0], arrays[1] = images.column_scale[b, d].ctypes.data, margin.ctypes.data
+            arrays[2], arrays[3] = buffers.best[d].ctypes.data, buffers.upper.ctypes.data
+            arrays[4], arrays[5] = buffers.marks.ctypes.data, buffers.tops.ctypes.data
+            for x in range(grid.W):
+                m = y * grid.W + x
                 if images.first[a, d, m] != m:  # as the equal token
                     continue
                 row = sums.ctypes.data + d * sums.strides[0] + (w + x) * sums.strides[1] + 4 * LANES
-                factor, own, margin = images.row_scale[a, d, m], images.row_margin[a, d, m], images.column_margin[b, d]
-                place = arrays.ctypes.data + d * arrays.strides[0]
-                score(grid.halves[d], row, grid.H, grid.vectors, 4 * grid.pitch, place, factor, own)
+                factor, own = images.row_scale[a, d, m], images.row_margin[a, d, m]
+                score(grid.halves[d], row, grid.H, grid.vectors, 4 * grid.pitch, arrays.ctypes.data, factor, own)
                 note_rival(buffers, margin, d, m, own)
-                # its candidates come from memory while the token before it is resolved
-                which, bounds = buffers.candidates[1 - side], buffers.bounds[1 - side]
-                found = row_candidates(buffers, margin, own, grid, which, bounds)
-                if tolerance == 0 and found <= KEPT:
-                    for t in range(min(2, found)):
-                        prefetch(images.unit[b, d, which[t], :AHEAD])
-                if count >= 0:
-                    which, bounds = buffers.candidates[side], buffers.bounds[side]
-                    done += resolve_row(images, a, b, degree, at, which, bounds, count, tolerance, buffers.winner, to_b)
-                side, count, at, degree = 1 - side, found, m, d
-    if count >= 0:
-        which, bounds = buffers.candidates[side], buffers.bounds[side]
-        done += resolve_row(images, a, b, degree, at, which, bounds, count, tolerance, buffers.winner, to_b)
+                count = row_candidates(buffers, margin, own, grid)
+                which, upper = buffers.candidates, buffers.bounds
+                found = nearest(images, a, m, b, d, which, upper, count, tolerance, FURTHEST)
+                to_b[d, m], buffers.winner[d, m] = found[0], found[1]
+                done += found[2]
     return done
 
 
@@ -212,45 +179,28 @@ def resolve_columns(images, a, b, grid, buffers, tolerance, to_b, to_a):
     """Squared distances [D, M] of b's tokens, after `score_rows` has seen all of a; the number that it took."""
     done = 0
     for d in range(len(grid.halves)):
-        first_a, first_b = images.first[a, d], images.first[b, d]
+        first_a, first_b, winner = images.first[a, d], images.first[b, d], buffers.winner[d]
         for m in range(len(first_a)):
-            if first_a[m] != m:
-                to_b[d, m], buffers.winner[d, m] = to_b[d, first_a[m]], buffers.winner[d, first_a[m]]
+            to_b[d, m], winner[m] = to_b[d, first_a[m]], winner[first_a[m]]
         for i in range(len(grid.place)):
-            m = grid.place[i]
-            ahead = min(i + 2, len(grid.place) - 1)
-            if tolerance == 0 and 0 < buffers.rival_counts[d, ahead] <= KEPT:  # the last one is often the nearest
-                prefetch(images.unit[a, d, buffers.rivals[d, ahead, buffers.rival_counts[d, ahead] - 1], :AHEAD])
+            m, count = grid.place[i], buffers.rival_counts[d, i]
             if m < 0 or first_b[m] != m:
                 continue
-            count, margin = buffers.rival_counts[d, i], images.column_margin[b, d, i]
-            rivals, bounds = buffers.rivals[d, i], buffers.rival_bounds[d, i]
-            if count > KEPT:
-                to_a[d, m], _ = nearest_of_all(images, b, m, a, d)
-                done += len(first_a)
-                continue
-            found, kept, largest, error = FURTHEST, 0, NOTHING, np.float32(0)
-            for t in range(count):
-                row, own = rivals[t], images.row_margin[a, d, rivals[t]]
-                if bounds[t] - own > largest:
-                    largest, error = bounds[t] - own, own + margin
+            rivals, bounds, best, kept = buffers.rivals[d, i], buffers.rival_bounds[d, i], FURTHEST, 0
+            for t in range(count if count <= KEPT else 0):
                 if bounds[t] < buffers.best[d, i]:  # overtaken since it was noted
                     continue
-                if buffers.winner[d, row] == m:  # its nearest is this token, and the distance known
-                    found = min(found, to_b[d, row])
+                if winner[rivals[t]] == m:  # its nearest is this token, and the distance known
+                    best = min(best, to_b[d, rivals[t]])
                 else:
-                    rivals[kept], bounds[kept] = row, bounds[t]
+                    rivals[kept], bounds[kept] = rivals[t], bounds[t]
                     kept += 1
-            square = TWO - TWO * (largest - margin)
-            if tolerance > 0 and square > 0 and error <= tolerance * np.sqrt(square):
-                to_a[d, m] = square
-                continue
-            nearest = nearest_of_candidates(images.unit, b, m, a, d, rivals, bounds, kept, found)
-            to_a[d, m] = nearest[0]
-            done += nearest[2]
+            count = count if count > KEPT else kept
+            found = nearest(images, b, m, a, d, rivals, bounds, count, tolerance, best)
+            to_a[d, m] = found[0]
+            done += found[2]
         for m in range(len(first_b)):
-            if first_b[m] != m:
-                to_a[d, m] = to_a[d, first_b[m]]
+            to_a[d, m] = to_a[d, first_b[m]]
     return done
 
 
