@@ -134,8 +134,11 @@ def test_an_option_that_has_a_setting_s_name_is_made_from_it(command):
 def test_every_value_survives_the_way_through_the_words():
     """The text of a value, as help shows it, reads back to the value: for the defaults and for others."""
     others = MuScConfig(
-        "other", "/w.pt", 64, (1, 2), (1, 7), (0.1, 0.25), "min", (4, math.inf), 3, 2, "float16", "float16", "official",
-        3, 1, 0.5, "all", "off", 4095.0, 32, 4, 1, 5, "cuda:1", 7, "musc+", "snamd", "rscon",
+        backbone="other", weights="/w.pt", image_size=(64, 96), stages=(1, 2), degrees=(1, 7), interval=(0.1, 0.25),
+        reduction="min", windows=(4, math.inf), references=3, subsets=2, precision="float16",
+        backbone_precision="float16", mask_protocol="official", position_window=3, tiles=1, tile_overlap=0.5,
+        tile_pool="all", full_scale=4095.0, map_size=32, batch_size=4, workers=1, block=5, max_memory=1 << 20,
+        device="cuda:1", seed=7, method="musc+", aggregation="snamd", rescoring="rscon",
     )  # fmt: skip
     for config in (MuScConfig(), others.replace(tile_pool="position")):
         words = [

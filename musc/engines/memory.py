@@ -96,11 +96,12 @@ def engine_bytes(problem: Problem, block: int) -> int:
 
     if not cpu.has_integer_products():
         return plain
-    from musc.engines.cpu.layout import Layout
+    from musc.engines.cpu.layout import Buffers, Images, Layout, memory_of
 
     layout = Layout(*problem.grid, C, problem.degrees, cpu.has_wide_products())
     found = 4 * block**2 * problem.unit  # distances of a group of pairs, before they are written
-    return max(plain, images * layout.bytes_per_image() + torch.get_num_threads() * layout.bytes_per_thread() + found)
+    held = images * memory_of(Images, layout.sizes(1))
+    return max(plain, held + torch.get_num_threads() * memory_of(Buffers, layout.sizes(0)) + found)
 
 
 def cut(problem: Problem, max_bytes: int | None, block: int | None = None, on_disk: bool = False) -> Cut | None:
