@@ -351,8 +351,11 @@ def fails_on(name, error):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (MemoryError(), "out of memory (no more is known): try --subsets 2"),
-        (torch.cuda.OutOfMemoryError("CUDA out of memory."), "out of memory (CUDA out of memory.): try --subsets 2"),
+        (MemoryError(), "out of memory (no more is known): try --max-memory 1GiB"),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory."),
+            "out of memory (CUDA out of memory.): try --max-memory 1GiB",
+        ),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), "out of memory ([enforce fail]"),
         (ZeroDivisionError("odd"), "ZeroDivisionError: odd. This is a fault of the program: --verbose shows where"),
         (OSError(28, "No space left on device", "/x/a.npy"), "/x/a.npy: No space left on device: free some space"),

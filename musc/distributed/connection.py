@@ -11,11 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musc import __version__
 from musc.distributed import tasks
 from musc.errors import ClusterError, ConfigError
 from musc.saving import marked
-from musc.sources import numerical_version
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -80,7 +78,7 @@ def check_versions(client: Client) -> str:
 
     Raises ClusterError naming those that have another, or none.
     """
-    mine = __version__, numerical_version()
+    mine = eval(VERSION)
     found = client.run(eval, VERSION, on_error="return")
     try:
         found["the scheduler"] = client.run_on_scheduler(eval, VERSION)
