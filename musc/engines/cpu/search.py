@@ -15,6 +15,7 @@ from musc.engines.cpu.products import ROWS, multiply
 HALF, ONE, TWO = np.float32(0.5), np.float32(1), np.float32(2)  # a whole number would make float64 of float32
 EQUAL = np.float32(5e-14)  # squared distance of tokens that are equal but for float32's last digits
 EXACT = np.float32(1e-6)  # of a cosine found from a distance in float32
+SOON = 8  # rivals after which those that were overtaken are looked for: a divisor of KEPT
 FURTHEST = np.float32(8)  # more than any squared distance
 
 
@@ -110,12 +111,13 @@ def note_rival(buffers, margin, d, m, own):
                 continue
             best[i] = max(best[i], upper[i] - own - margin[i] - margin[i])
             rivals, bounds = buffers.rivals[d, i], buffers.rival_bounds[d, i]
-            if count == KEPT:  # what has been overtaken makes room
-                count = 0
-                for t in range(KEPT):
+            if count % SOON == 0:  # what has been overtaken makes room
+                kept = 0
+                for t in range(count):
                     if bounds[t] >= best[i]:
-                        rivals[count], bounds[count] = rivals[t], bounds[t]
-                        count += 1
+                        rivals[kept], bounds[kept] = rivals[t], bounds[t]
+                        kept += 1
+                count = kept
             if count < KEPT:
                 rivals[count], bounds[count] = m, upper[i] + own
             counts[i] = count + 1
