@@ -1,5 +1,7 @@
 """Runs the benchmarks in one process, prints a table and writes it beside this file, with the machine it is from.
 
+Rows of an earlier run that this one does not measure stay.
+
 python -m benchmarks [--quick] [--most 400] [--out FOLDER] [msm metrics ablations]
 """
 
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks import targets
 
 MODULES = ("msm", "metrics", "ablations")
 COLUMNS = ("benchmark", "size", "ours", "plain", "ours (s)", "plain (s)", "ratio")
@@ -59,7 +63,7 @@ def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
 
 def write(rows: list[dict[str, Any]], about: dict[str, Any], folder: Path) -> None:
     """results.csv as in the table, notes.csv with its last column, scaling.csv with every size of the runs over N and
-    M, machine.json, results.json."""
+    M, targets.csv, machine.json, results.json."""
     (folder / "machine.json").write_text(json.dumps(about, indent=2) + "\n")
     (folder / "results.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
     with (folder / "results.csv").open("w", newline="") as file:
@@ -69,6 +73,8 @@ def write(rows: list[dict[str, Any]], about: dict[str, Any], folder: Path) -> No
             figures = (row["ours_s"], row.get("plain_s"), row.get("ratio"))
             shown = ["" if x is None else f"{x:.3g}" for x in figures]
             table.writerow([row["benchmark"], row["size"], row["ours"], row["plain"], *shown])
+    with (folder / "targets.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(targets.table(rows))
     with (folder / "notes.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(
             (f"{row['benchmark']}, {row['ours']}", row["note"]) for row in rows if "note" in row
@@ -79,6 +85,21 @@ def write(rows: list[dict[str, Any]], about: dict[str, Any], folder: Path) -> No
         for row in rows:
             for size, seconds in zip(row.get("sizes", ()), row.get("all_s", ()), strict=True):
                 table.writerow((row["over"], size, f"{seconds:.3g}", f"{row['exponent']:.2f}", row["benchmark"]))
+
+
+def kept(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Rows of an earlier run that this one does not replace, as where a processor lacks AVX-512; their notes say so."""
+    if not path.exists():
+        return []
+    earlier = json.loads(path.read_text())
+    new = {(row["benchmark"], row["size"], row["ours"]) for row in rows}
+    out = [row for row in earlier["rows"] if (row["benchmark"], row["size"], row["ours"]) not in new]
+    for row in out:
+        row.setdefault("machine", earlier["machine"])
+        note = f"an earlier run, on {row['machine']['cpu']} {row['machine']['vector']}"
+        if note not in row.get("note", ""):
+            row["note"] = "; ".join(filter(None, [row.get("note", ""), note]))
+    return out
 
 
 def main() -> None:
@@ -97,6 +118,7 @@ def main() -> None:
     for name in arguments.modules or MODULES:
         module = importlib.import_module(f"benchmarks.{name}")
         rows += module.run(arguments.quick, arguments.most) if name == "msm" else module.run(arguments.quick)
+    rows += kept(rows, arguments.out / "results.json")
     about = machine() | ({"note": arguments.note} if arguments.note else {})
     text = table(rows, about)
     print(text)

@@ -18,6 +18,7 @@ from test_msm import GRID, engine, kernels, tokens, use_engine, use_products  # 
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import msm as bench
+from benchmarks import targets
 from musc import msm
 from musc.engines import cpu
 from musc.engines.cpu import compiled, compiling, preparation, products, search
@@ -187,6 +188,31 @@ def test_benchmarks_write_a_table_and_its_figures(tmp_path):
 def test_a_table_takes_rows_without_a_plain_way():
     row = {"benchmark": "b", "size": "s", "ours": "o", "plain": "–", "ours_s": 1.5, "plain_s": None, "ratio": None}
     assert "| b | s | o | – | 1.5 s | – | – |" in benchmarks.table([row], benchmarks.machine())
+
+
+def test_rows_of_an_earlier_run_stay_and_targets_are_judged_by_rows(tmp_path):
+    """A run replaces what it measures; what is met has nothing in its way."""
+    size = "N = 12, 32 x 32 x 96, smooth tokens"
+    old = {
+        "benchmark": "mutual scoring",
+        "size": size,
+        "ours": "float32, AVX2",
+        "plain": "–",
+        "ours_s": 1,
+        "ratio": 2.0,
+    }
+    wide = old | {"ours": "float32, AVX-512", "note": "n"}
+    about = {"cpu": "C", "vector": "avx512f"}
+    benchmarks.write([old, wide], about, tmp_path)
+    met = targets.table([old | {"ratio": 9.0}])[1]
+    missed = targets.table([old])[1]
+    assert (met[2:4], missed[2:4]) == (("8x", "9x"), ("8x", "2x"))
+    assert missed[4]
+    assert not met[4]
+    stay = benchmarks.kept([old], tmp_path / "results.json")
+    assert [(row["ours"], row["note"]) for row in stay] == [("float32, AVX-512", "n; an earlier run, on C avx512f")]
+    benchmarks.write([old, *stay], {"cpu": "D", "vector": "avx2"}, tmp_path)
+    assert benchmarks.kept([old], tmp_path / "results.json") == stay
 
 
 def test_buffers_are_given_back_after_an_error(engine):  # noqa: F811
