@@ -242,9 +242,8 @@ class Run:
         import dask
 
         if place is None:
-            with dask.config.set(
-                {"distributed.admin.large-graph-warning-threshold": "1TB"}
-            ):  # that is what is asked for
+            quiet = {"distributed.admin.large-graph-warning-threshold": "1TB"}  # large is what is asked for
+            with dask.config.set(quiet):
                 return self._add(tasks.pass_on, block.numpy(), key=("tokens", n, b))
         if not place.tokens(b).exists():
             tasks.save(place.tokens(b), block.numpy())
