@@ -7,7 +7,8 @@ import pytest
 
 # Named one by one, so that no compiled kernel and no optional library is imported in search of examples.
 MODULES = (
-    "backbones", "compare", "datasets", "datasets.planted", "features", "fewshot", "lnamd", "methods.anomalydino",
+    "backbones", "compare", "datasets", "datasets.planted", "distributed", "distributed.blocks",
+    "distributed.connection", "distributed.devices", "features", "fewshot", "lnamd", "methods.anomalydino",
     "methods.base", "methods.padim", "methods.patchcore", "methods.registry", "methods.subspacead", "methods.tokens",
     "methods.winclip", "metrics", "msm", "pipeline", "plugin.agreement", "plugin.class_tokens",
     "results.evaluation", "results.figures", "results.pictures", "results.thresholds", "rscin",

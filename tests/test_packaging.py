@@ -20,7 +20,7 @@ OURS = {"musc", "pretraining", "benchmarks", "tools"}
 WITH_TORCH = {"triton"}  # comes with torch's builds for GPUs; the GPU kernels alone import it
 PAIR = {"torchvision"}  # imported by open_clip and timm; required by us, since it must be of torch's release
 OPTIONAL = {"skimage": ["scikit-image"]}  # where it is not installed
-EXTRAS = {"distributed"}  # imported where it is asked for
+EXTRAS = {"dask", "distributed"}  # imported where it is asked for
 
 
 def canonical(name):

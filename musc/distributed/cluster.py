@@ -220,7 +220,7 @@ class Run:
             watch.look()
             for future in self.waiting.next_batch(block=False) or [None]:
                 if future is None:
-                    time.sleep(0.02)
+                    time.sleep(0.05)
                 elif future.key in self.rows:
                     self.scores[self.rows[future.key]] = future.result()
                 else:
@@ -239,8 +239,12 @@ class Run:
         return self.cluster.client.submit(function, *args, key=name, priority=priority, pure=False)
 
     def _tokens(self, n: int, b: int, block: Tensor, place: Place | None) -> Kept | Future:
+        import dask
+
         if place is None:
-            return self._add(tasks.pass_on, block.numpy(), key=("tokens", n, b))
+            quiet = {"distributed.admin.large-graph-warning-threshold": "1TB"}  # large is what is asked for
+            with dask.config.set(quiet):
+                return self._add(tasks.pass_on, block.numpy(), key=("tokens", n, b))
         if not place.tokens(b).exists():
             tasks.save(place.tokens(b), block.numpy())
         return place.tokens(b)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PATIENCE = 10.0  # seconds in which a scheduler must answer, and have a worker
-# Evaluated as it stands: a worker of another version may have no function of ours to call.
+# Evaluated everywhere as it stands: a worker of another version may have no function of ours to call.
 VERSION = (
     "(__import__('musc').__version__, "
     "__import__('musc.sources', fromlist=['numerical_version']).numerical_version())"
@@ -124,6 +124,8 @@ def failures(client: Client, scheduler: str, kept: Path | None) -> Iterator[None
 
     again = f"Finished blocks are kept in {kept}; the same command goes on from there." if kept else "Try again."
     try:
+        if client.status != "running":  # since an earlier job
+            raise CancelledError(client.status)
         yield
     except KilledWorker as error:
         raise ClusterError(
