@@ -85,8 +85,8 @@ def test_readme_s_python(reader):
 
 APART = {"book/datasets.md": "needs public data sets; test_datasets_page.py reads trees like theirs",
          "book/distributed.md": "needs a scheduler; test_distributed.py has one"}  # fmt: skip
-PLACES = {"NEW": "new.png", "new/": "new.png", "RESULT": "results/folder/photographs", "SCORES.csv": "patchcore_bottle.csv",
-          "CLASS_TOKENS": "results/mvtec_ad/bottle"}  # fmt: skip
+PLACES = {"NEW": "new.png", "new/": "new.png", "RESULT": "results/folder/photographs",
+          "SCORES.csv": "patchcore_bottle.csv", "CLASS_TOKENS": "results/mvtec_ad/bottle"}  # fmt: skip
 SESSION = [  # what makes what another page's command needs comes first
     "notebooks/07_your_own_images.py", "book/faq.md", "notebooks/08_when_it_fails.py", "notebooks/09_few_shot.py",
     "book/plugin.md",
