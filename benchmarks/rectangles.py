@@ -28,7 +28,7 @@ SIZES: dict[str, tuple[Size, Size, Size]] = {  # squashed, kept, kept with as ma
 }
 WAYS = ("squashed", "kept", "kept, as many patches")
 PRODUCTS = ("tile", "leather", "capsule", "board")
-COLUMNS = ("network", "input", "pixels", "patches", "images", "image AUROC", "pixel AP", "PRO", "seconds")
+COLUMNS = ("network", "input", "pixels", "patches", "image AUROC", "pixel AP", "PRO", "seconds")
 HERE = Path(__file__).parent / "results" / "rectangles.csv"
 
 
@@ -104,7 +104,7 @@ def measure(name: str, way: str, size: Size, images: int) -> dict[str, str]:
         found.append((metrics["image"]["auroc"], pixel["ap"], pixel["pro"]))
     means = [f"{100 * sum(values) / len(values):.1f}" for values in zip(*found, strict=True)]
     each = f"{seconds / images / len(PRODUCTS):.3f}"
-    return dict(zip(COLUMNS, (name, way, written(size), str(patches), str(images), *means, each), strict=True))
+    return dict(zip(COLUMNS, (name, way, written(size), str(patches), *means, each), strict=True))
 
 
 if __name__ == "__main__":

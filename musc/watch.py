@@ -142,7 +142,7 @@ class Watch:
         row = (arrival.name, repr(arrival.score), repr(arrival.raw_score), decision, now, key, *state)
         csv.writer(text, lineterminator="\n").writerow(row)
         line = text.getvalue().encode("utf-8", "surrogateescape")
-        file = os.open(self.out / TABLE, os.O_WRONLY | os.O_APPEND)
+        file = os.open(self.out / TABLE, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
         try:
             size = os.fstat(file).st_size
             try:

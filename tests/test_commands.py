@@ -85,8 +85,8 @@ def test_readme_s_python(reader):
 
 APART = {"book/datasets.md": "needs public data sets; test_datasets_page.py reads trees like theirs",
          "book/distributed.md": "needs a scheduler; test_distributed.py has one"}  # fmt: skip
-PLACES = {"NEW": "new.png", "RESULT": "results/folder/photographs", "SCORES.csv": "patchcore_bottle.csv",
-          "CLASS_TOKENS": "results/mvtec_ad/bottle"}  # fmt: skip
+PLACES = {"NEW": "new.png", "new/": "new.png", "RESULT": "results/folder/photographs",
+          "SCORES.csv": "patchcore_bottle.csv", "CLASS_TOKENS": "results/mvtec_ad/bottle"}  # fmt: skip
 SESSION = [  # what makes what another page's command needs comes first
     "notebooks/07_your_own_images.py", "book/faq.md", "notebooks/08_when_it_fails.py", "notebooks/09_few_shot.py",
     "book/plugin.md",
@@ -99,6 +99,8 @@ def why_not(words):
         return "needs the paper's data sets and weights; its profile demo is run in test_reproduce.py"
     if words[1:] == ["evaluate", "synthetic"]:
         return "takes minutes; `make book` runs it"
+    if words[1] == "watch":
+        return "goes on until it is ended; test_watch.py runs it"
     if words[1] == "weights":
         return "needs a network; test_weights_command.py has one of its own"
     return "names a choice, and no command" if CHOICES & set(words) or words[2:] == ["folder"] else None
@@ -111,12 +113,15 @@ def test_the_book_s_commands_run(reader, capsys):
     (reader / "datasets").mkdir()
     (reader / "datasets/MVTecAD").symlink_to(reader / "mvtec_anomaly_detection")
     names = [p.relative_to(reader / "mvtec_anomaly_detection/bottle") for p in sorted(reader.rglob("test/*/*.png"))]
+    white = np.zeros((80, 80), np.uint8)
+    white[:, 20:] = 255
+    Image.fromarray(white).save(reader / "mask.png")
     rows = [f"{name.as_posix()},0.{n}" for n, name in enumerate(names)]
     (reader / "patchcore_bottle.csv").write_text("\n".join(["path,score", *rows]) + "\n")
     pages = [ROOT / page for page in SESSION]
     printed = [words for page in pages for words in commands(page) if why_not(words) is None]
     # results first, then what reads them; a result of tiles takes no new image, and the next run's is one without
-    for words in sorted(printed, key=lambda words: ("--tiles" not in words, words[1] in ("score", "rscin"))):
+    for words in sorted(printed, key=lambda words: ("--tiles" not in words, words[1] in ("score", "rscin", "export"))):
         real = [PLACES.get(word, word) for word in words[1:]]
         assert cli.main(real) == 0, (words, capsys.readouterr().err)
     assert "anomalous" in capsys.readouterr().out

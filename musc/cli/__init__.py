@@ -17,6 +17,7 @@ from musc.cli import (
     compare,
     datasets,
     evaluate,
+    export,
     reproduce,
     rscin,
     run,
@@ -77,8 +78,8 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"musc {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (
-        run, evaluate, compare, score, watch, threshold, report_command, datasets, rscin, reproduce, backbones, weights,
-        cache,
+        run, evaluate, compare, score, watch, threshold, report_command, export, datasets, rscin, reproduce, backbones,
+        weights, cache,
     ):  # fmt: skip
         command.add_parser(commands)
     for sub in commands.choices.values():

@@ -16,7 +16,8 @@ from musc.errors import ConfigError
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The words of `musc rscin`."""
     sub = commands.add_parser("rscin", help="re-score any method's image scores by RsCIN (Tab. 11)")
-    sub.add_argument("scores", type=Path, help="CSV file with the columns path, score and perhaps label, category")
+    sub.add_argument("scores", type=Path, help="CSV file with the columns path, score and perhaps label, "
+                     "category; or predictions of anomalib (.json, .npz) or FiftyOne (.json)")  # fmt: skip
     sub.add_argument("--class-tokens", type=Path, required=True, metavar="FILE", help="result folder, .npz, .npy, or "
                      "the authors' .dat (a pickle; only arrays are read)")  # fmt: skip
     add_settings(sub, ("windows",))

@@ -85,7 +85,7 @@ def score(args: argparse.Namespace) -> int:
     return DONE
 
 
-def find_result(path: Path) -> Path:
+def find_result(path: Path, option: str = "--against") -> Path:
     """The folder of the result that `path` means: it, the only one below it, or PARENT/DATASET/NAME for PARENT/NAME.
 
     Raises ConfigError where there is none, or which one is meant cannot be told.
@@ -98,8 +98,8 @@ def find_result(path: Path) -> Path:
         if len(found) == 1:
             return found[0]
         if found:
-            raise ConfigError(f"--against {path}: which result? There are {', '.join(map(str, found))}.")
-    raise ConfigError(f"--against {path}: there is no result; name the folder that holds result.json.")
+            raise ConfigError(f"{option} {path}: which result? There are {', '.join(map(str, found))}.")
+    raise ConfigError(f"{option} {path}: there is no result; name the folder that holds result.json.")
 
 
 def nearby_cache(folder: Path, earlier: MuScResult) -> Path | None:

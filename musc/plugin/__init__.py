@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,9 @@ def rescore_file(
     """Re-score the image scores of any method by RsCIN (Eq. 5), each category by itself.
 
     Args:
-        scores: a CSV file with the columns `path` and `score`; `label` (0 normal, 1 anomalous, or words) and `category`
-            may be there too. Where it has `raw_score` as well, as our own scores.csv does, that one is re-scored: its
-            `score` has been through RsCIN already.
+        scores: predictions of anomalib or FiftyOne (see `predictions`), or a CSV file with the columns `path` and
+            `score`; `label` (0 normal, 1 anomalous, or words) and `category` may be there too. Where it has `raw_score`
+            as well, as our own scores.csv does, that one is re-scored: its `score` has been through RsCIN already.
         class_tokens: see `class_tokens.read_class_tokens`. Rows are joined by relative path; slashes are normalised.
         windows: k of each window, counting the image itself; (2, 3) on MVTec AD and BTAD, (8, 9) on VisA.
         categories: only these, by the column `category`; or, without that column, the one array to take from a file of
@@ -129,13 +129,22 @@ def _match(paths: pd.Series, tokens: ClassTokens, source: Path, by_order: bool) 
             "the same order (the published files: sorted by defect folder, then file name), say --by-order."
         )
     row_of = {path: row for row, path in enumerate(tokens.paths)}
+    wanted = tuple(_ending(path, row_of) for path in wanted)
     if missing := [path for path in wanted if path not in row_of]:
         own = repr(tokens.paths[0]) if tokens.paths else "nothing"
         raise DataError(
             f"{len(missing)} of {len(wanted)} paths of {source} have no class token in {tokens.source}, such as "
             f"{missing[0]!r}; it has {own}. Make both relative to the same folder."
         )
+    if twice := [path for path in wanted if wanted.count(path) > 1]:
+        raise DataError(f"two paths of {source} end in {twice[0]!r} of {tokens.source}: name both by relative paths.")
     return np.array([row_of[path] for path in wanted])
+
+
+def _ending(path: str, known: Mapping[str, int]) -> str:
+    """The known path that a longer one, such as an absolute one of another program, ends in; else the path itself."""
+    parts = path.split("/")
+    return next((end for n in range(len(parts)) if (end := "/".join(parts[n:])) in known), path)
 
 
 def _ranks(scores: NDArray[np.float64], rows_of: dict[str | None, NDArray[np.intp]]) -> NDArray[np.int64]:

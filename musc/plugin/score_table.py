@@ -1,4 +1,7 @@
-"""Image scores of any method from a CSV file, whatever its separator; what is odd about it is named by its line."""
+"""Image scores of any method from a CSV file, whatever its separator; what is odd about it is named by its line.
+
+Predictions of anomalib and FiftyOne are read too (`predictions`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from musc.errors import DataError
+from musc.plugin.predictions import FIELDS, is_predictions, read_predictions
 
 RAW, PLAIN = "raw_score", "score"  # columns that are scores, the first found counts
 SEPARATORS = ",;\t|"
@@ -27,7 +31,12 @@ def read_score_table(path: Path, column: str | None = None) -> tuple[pd.DataFram
         DataError: no such file, no text, a line with more or fewer cells than the header, a column that is missing, a
             score that is no finite number, or a label that is none while others are.
     """
-    table, notes = _read(path)
+    notes: list[str] = []
+    if is_predictions(path):
+        table, column = read_predictions(path, column), PLAIN
+    else:
+        table, notes = _read(path)
+        table = table.rename(columns={theirs: ours for theirs, ours in FIELDS.items() if ours not in table})
     known = {name.lower(): name for name in reversed(table.columns)}
     table = table.rename(columns={known[name]: name for name in ("path", "label", "category") if name in known})
     if column is None:

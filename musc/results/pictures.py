@@ -109,9 +109,12 @@ def _only_of_this(result: MuScResult, names: dict[str, str], folder: Path) -> No
 def shared_scale(result: MuScResult) -> Normalize:
     """One colour scale for all maps of a result: from the median pixel to the largest.
 
-    More than half of all pixels are normal, so the median is where "nothing to see" lies.
+    More than half of all pixels are normal, so the median (inside of a region of interest) is where "nothing to see"
+    lies.
     """
     sample = np.asarray(result.anomaly_maps[:, ::4, ::4])
+    if result.region is not None:  # outside of which maps are 0
+        sample = sample[np.broadcast_to(result.region[:, ::4, ::4], sample.shape)]
     low, high = float(np.median(sample)), float(result.raw_image_scores.max())
     return Normalize(low, max(high, low + 1e-6), clip=True)
 
