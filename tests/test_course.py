@@ -101,11 +101,27 @@ def test_diagrams_are_what_their_code_draws():
 
 
 def test_the_figure_pack_names_each_figure_once_with_its_source():
-    rows = course_figures.index(ROOT)
+    rows = course_figures.index()
     assert len({row["figure"] for row in rows}) == len(rows) > 50
     for row in rows:
         assert all(row[column] for column in course_figures.COLUMNS)
         assert (ROOT / row["notebook"]).is_file()
+
+
+def test_vectors_join_the_pack_while_their_notebook_stays_the_same(monkeypatch, tmp_path):
+    script = notebooks.scripts(["15"])[0]
+    monkeypatch.setattr(notebooks, "scripts", lambda names=None: [script])
+    folder = tmp_path / "vectors" / "15"
+    folder.mkdir(parents=True)
+    name = course_figures.index()[0]["figure"]
+    (folder / f"{name}.svg").write_text("<svg/>")
+    for mark, there in (("old", False), (course_figures.stamp(script), True)):
+        (folder / "stamp").write_text(mark)
+        archive = course_figures.build(tmp_path / "figures", tmp_path / "vectors")
+        assert (tmp_path / "figures" / "15" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "figures" / "15" / f"{name}.svg").is_file() == there
+        assert archive.stat().st_size > 10_000
+    assert not course_figures.draw(script, tmp_path / "vectors")  # nothing to do
 
 
 def test_notebooks_without_outputs(monkeypatch, tmp_path):

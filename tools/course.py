@@ -1,11 +1,12 @@
 """What a lecturer hands out: decks, labs, quizzes, figures and notebooks, in _build/course.
 
-python -m tools.course              everything; says how long each part took
+python -m tools.course              all but vectors; says how long each part took
+python -m tools.course vectors      runs every notebook for figures as SVG and PDF, which the other parts then take
 python -m tools.course labs slides  these parts alone
 
 slides/     a deck for each session, in HTML and, where a Chromium is, as PDF
 labs/       student, solution and instructor versions, an autograder and a zip for the class
-figures/    every figure as SVG and PDF, and figures.zip
+figures/    every figure with its source and licence, and figures.zip; as SVG and PDF too after `vectors`
 notebooks/  the book's notebooks without outputs, with solutions and without
 answers.md  the answers of the quizzes: for lecturers
 """
@@ -23,8 +24,12 @@ from tools import book, browser, course_figures, course_labs, course_quiz, cours
 OUT = book.BUILD / "course"
 
 
+def vectors() -> None:
+    course_figures.draw_all(OUT / "vectors")
+
+
 def figures() -> None:
-    course_figures.build(OUT / "figures")
+    course_figures.build(OUT / "figures", OUT / "vectors")
 
 
 def slides() -> None:
@@ -69,18 +74,18 @@ def clean() -> None:
         shutil.make_archive(str(folder), "zip", folder)
 
 
-PARTS = {"figures": figures, "slides": slides, "labs": labs, "quizzes": quizzes, "notebooks": clean}
+PARTS = {"vectors": vectors, "figures": figures, "slides": slides, "labs": labs, "quizzes": quizzes, "notebooks": clean}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.course", description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all but vectors")
     parser.add_argument("--mistakes", action="store_true", help="grade the mistakes planted in the labs as well")
     args = parser.parse_args(argv)
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}.")
     for name, make in PARTS.items():
-        if args.parts and name not in args.parts:
+        if name not in (args.parts or set(PARTS) - {"vectors"}):
             continue
         begun = time.perf_counter()
         try:
