@@ -117,13 +117,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--backbones", default="procedural,focus_vits14")
-    parser.add_argument("--every", type=int, default=1, help="measure every so many of the categories")
+    parser.add_argument("--categories", default=",".join(synthetic.CATEGORIES), help="of the synthetic data set")
     arguments = parser.parse_args(argv)
-    drawn = [load_category("synthetic", name=name, good=GOOD, defects=BAD) for name in synthetic.CATEGORIES]
+    drawn = [load_category("synthetic", name=name, good=GOOD, defects=BAD) for name in arguments.categories.split(",")]
     found = []
     for backbone in arguments.backbones.split(","):
         categories = [*drawn, *([load_category(None, arguments.data)] if arguments.data else [])]
-        for category in categories[:: arguments.every]:
+        for category in categories:
             found.append(measure([category], backbone, arguments.seeds))
             names = ["misses", "false alarms", "f1"]
             means = pd.concat(found).groupby(["data", "images", "threshold"], sort=False)[names].mean()

@@ -27,7 +27,7 @@
 # have the same defect.
 
 # %% tags=["parameters"]
-category = "bottle_top"  # of the synthetic set, for a folder to work on
+category = "capsule"  # of the synthetic set, for a folder to work on
 photographs = None  # your own folder instead
 limit = 21  # images; None: all
 backbone = "procedural"

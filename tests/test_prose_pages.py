@@ -76,18 +76,18 @@ def test_what_thresholds_without_labels_miss():
         verdict(
             f"`robust` misses more as anomalies become many: of 40 log-normal scores {few['robust'][tenth]} % of them "
             f"where a tenth is anomalous and {few['robust'][half]} % where half is, and `mixture` "
-            f"{few['mixture'][tenth]} % and {few['mixture'][half]} %. With 150 images both miss fewer, "
-            f"{many['robust']} % and {many['mixture']} % where half is anomalous. So where many parts are bad, or a "
-            "miss is dear, `mixture` is the better choice.",
+            f"{few['mixture'][tenth]} % and {few['mixture'][half]} %. With 150 images they miss {many['robust']} % and "
+            f"{many['mixture']} % where half is anomalous. So `robust` is the better choice for few images, and "
+            "`mixture` for many of which many are bad.",
             few["robust"][half] > 1.5 * few["robust"][tenth],
-            few["mixture"][half] < few["robust"][half],
-            many["robust"] < few["robust"][half],
+            few["robust"][tenth] < few["mixture"][tenth] - 5,
+            abs(few["mixture"][half] - few["robust"][half]) < 1,
             many["mixture"] < many["robust"],
         ),
     )
     plain = alarms.drop(index="log-Gumbel, spread 0.15", level=0)[["all normal", tenth]].unstack()
     apart = max((plain[share, "robust"] - plain[share, "mixture"]).abs().max() for share in ("all normal", tenth))
-    assert apart < 1  # "within one point of each other"
+    assert apart < 2  # "within two points of each other"
 
 
 @pytest.mark.parametrize("method", ["robust", "mixture"])
@@ -164,3 +164,20 @@ def test_what_rectangles_give():
             image < -3,
         ),
     )
+
+
+def test_what_the_default_threshold_misses():
+    table = pd.read_csv(RESULTS / "default_threshold.csv").set_index(["images", "threshold"])
+    now, before = table.loc[(10, "robust, 1 image")], table.loc[(10, "robust, 1 %")]
+    stands(
+        "plugin",
+        verdict(
+            f"In batches of 10 the default misses {now['misses']} % where a rate of 1 % missed {before['misses']} %, "
+            f"with {now['false alarms']} % false alarms instead of {before['false alarms']} %.",
+            now["misses"] < before["misses"] / 2,
+            now["false alarms"] > before["false alarms"],
+        ),
+    )
+    for n in (10, 14, 24):  # of all candidates, none without labels has a higher mean F1 by more than two points
+        without = table.loc[n].drop("best F1, by the labels")
+        assert without["f1"].max() < without.loc["robust, 1 image", "f1"] + 2

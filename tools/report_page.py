@@ -17,7 +17,7 @@ from tools import interactive
 from tools.notebooks import ROOT
 
 PLACE = ROOT / "book/_static/report"
-CATEGORY, LIMIT = "bottle_top", 21  # as in the chapter
+CATEGORY, LIMIT = "capsule", 21  # as in the chapter
 KEPT = ("report.html", "report", "scores.csv", "regions.csv", "regions.json")
 
 

@@ -21,7 +21,7 @@ from musc.errors import ConfigError
 
 METHODS = ("robust", "mixture", "f1-max", "none")
 DEFAULT = "robust"
-FALSE_ALARM_RATE = 0.01  # what the thresholds without labels aim at
+FALSE_ALARM_RATE = 0.01  # what the thresholds without labels aim at; `robust` at no less than one image of the batch
 FEWEST = 5  # scores, below which no spread can be told
 BANDWIDTH = 1.3  # of the mode, in units of Silverman's rule: less follows single scores, more blurs two groups into one
 MAJOR = 0.5  # a mode this high, relative to the highest, may be that of the normal images
@@ -75,13 +75,16 @@ def check(method: str | float, labels: ArrayLike | Sequence[int | None] | None =
         raise ConfigError(f"threshold = {method!r}: give a finite number.")
 
 
-def robust(scores: ArrayLike, false_alarm_rate: float = FALSE_ALARM_RATE) -> Threshold:
+def robust(scores: ArrayLike, false_alarm_rate: float | None = None) -> Threshold:
     """A threshold from the centre of the normal scores and their spread below it.
 
     Anomalies score high, so they contaminate the upper side only: the lowest major mode of the scores' density is the
     centre of the normal images, and the root mean square distance of the scores below it their spread. The threshold is
     the quantile of Student's t that lets `false_alarm_rate` of the normal images pass, widened for the uncertainty of
     both estimates. Logarithms of the scores are used where all are positive, since distances are skewed to the right.
+
+    The rate is 1 %, but no less than 1 / N: of ten images, a threshold that only one normal image in a hundred may pass
+    lies where hardly a defect gets (measured by `benchmarks.default_threshold`).
 
     scores: [N], finite. Holds where more than about a third of the images is normal and their log scores are about
     symmetric; a longer upper tail gives more false alarms than estimated (Gumbel scores of skewness 0.9 in their
@@ -91,7 +94,8 @@ def robust(scores: ArrayLike, false_alarm_rate: float = FALSE_ALARM_RATE) -> Thr
     fit = _NormalPart.of(x)
     if fit is None:
         return _no_alarm(x, "robust")
-    return Threshold(_float32(fit.quantile(false_alarm_rate)), "robust", false_alarm_rate, _few(x))
+    rate = max(FALSE_ALARM_RATE, 1 / len(x)) if false_alarm_rate is None else false_alarm_rate
+    return Threshold(_float32(fit.quantile(rate)), "robust", rate, _few(x))
 
 
 def mixture(scores: ArrayLike, false_alarm_rate: float = FALSE_ALARM_RATE) -> Threshold:
