@@ -59,7 +59,7 @@ class Table:
 
     def __init__(self, path: Path, keys: tuple[str, ...], values: tuple[str, ...]) -> None:
         self.path, self.keys, self.columns = path, keys, (*keys, *values)
-        self.rows = list(csv.DictReader(path.open())) if path.exists() else []
+        self.rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
     def has(self, *key: object) -> bool:
         return any(tuple(row[k] for k in self.keys) == tuple(map(str, key)) for row in self.rows)

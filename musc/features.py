@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import shutil
+import tempfile
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -56,8 +59,9 @@ class Features:
     def summary(self) -> Tensor:
         """[N, 4 C]: the mean patch token of each quarter of the image, of the last stage."""
         H, W = self.grids[-1]
-        grid = self.patch_tokens[-1].float().reshape(len(self), H, W, -1).movedim(-1, 1)  # [N, C, H, W]
-        return torch.nn.functional.adaptive_avg_pool2d(grid, 2).flatten(1)
+        # image by image: tokens may lie on disk
+        grids = (tokens.float().reshape(H, W, -1).movedim(-1, 0) for tokens in self.patch_tokens[-1])  # [C, H, W] each
+        return torch.stack([torch.nn.functional.adaptive_avg_pool2d(grid, 2).flatten() for grid in grids])
 
     def take(self, rows: Sequence[int]) -> Features:
         """The tokens of the images at `rows`, in that order."""
@@ -137,55 +141,6 @@ class TokenCache:
             warnings.warn(f"features are not cached, since {self.folder} cannot be written ({error})", stacklevel=2)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Tokens in a cache by one network and its settings: how many images, bytes, and when last used (seconds)."""
-
-    name: str
-    images: int
-    size: int
-    used: float
-
-
-def cached(folder: Path) -> list[Kept]:
-    """What a folder of cached tokens holds, by network and settings.
-
-    Example:
-        >>> cached(Path("no such folder"))
-        []
-    """
-    by_name: dict[str, list[os.stat_result]] = {}
-    for path, known in _cached_files(folder):
-        by_name.setdefault(path.parent.name, []).append(known)
-    return [
-        Kept(name, len(all_), sum(s.st_size for s in all_), max(s.st_mtime for s in all_))
-        for name, all_ in sorted(by_name.items())
-    ]
-
-
-def prune(folder: Path, max_bytes: int) -> tuple[int, int]:
-    """Remove those tokens of a cache that were not used for the longest time, until `max_bytes` are left at most.
-
-    Returns how many images' tokens went, and their bytes. Another process that wants one meanwhile extracts it again.
-    """
-    files = sorted(_cached_files(folder), key=lambda file: (-file[1].st_mtime, file[0]))
-    removed = size = left = 0
-    for path, known in files:
-        left += known.st_size
-        if left > max_bytes:
-            path.unlink(missing_ok=True)
-            removed, size = removed + 1, size + known.st_size
-    return removed, size
-
-
-def _cached_files(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    found = []
-    for path in folder.glob("*/*.safetensors"):
-        with suppress(FileNotFoundError):  # another process prunes too
-            found.append((path, path.stat()))
-    return found
-
-
 def extract(
     samples: Sequence[Sample],
     backbone: Backbone,
@@ -194,6 +149,7 @@ def extract(
     batch_size: int = 8,
     workers: int = 2,
     half: bool = False,
+    max_bytes: int | None = None,
     progress: bool = False,
 ) -> Features:
     """Patch tokens and class tokens of every readable image; the others are named in `skipped`, with the reason.
@@ -205,11 +161,14 @@ def extract(
         batch_size: images per forward pass.
         workers: threads that read, hash and decode images ahead of the network (0: in this thread).
         half: run the network under float16 autocast and keep float16 tokens (CUDA only; float32 elsewhere).
+        max_bytes: tokens that take more lie in a file, in the cache's folder or the system's temporary one, which goes
+            with the process (None: in memory in any case).
         progress: show a bar on a terminal.
 
     Raises:
         DataError: not one image could be read, or the network gives NaN or infinity for one.
-        ConfigError: memory does not hold a single image; where it does not hold a batch, smaller ones are taken.
+        ConfigError: memory does not hold a single image (where it does not hold a batch, smaller ones are taken), or
+            the disk not the tokens.
 
     Example:
         >>> from musc.backbones import load_backbone
@@ -221,7 +180,7 @@ def extract(
     """
     half = half and backbone.device.type == "cuda"
     store = TokenCache(cache, backbone, half)
-    rows = _Rows(len(samples), backbone)
+    rows = _Rows(len(samples), backbone, max_bytes, cache)
     skipped: list[Skipped] = []
     waiting: list[tuple[int, str, Tensor]] = []
 
@@ -352,19 +311,40 @@ def _check_finite(tokens: dict[str, Tensor], name: str, backbone: Backbone) -> N
 
 
 class _Rows:
-    """Tokens of N images gathered into one tensor per stage, allocated once."""
+    """Tokens of N images gathered into one tensor per stage, allocated once; of more than `max_bytes`, on disk."""
 
-    def __init__(self, N: int, backbone: Backbone) -> None:
-        self.N, self.backbone = N, backbone
+    def __init__(self, N: int, backbone: Backbone, max_bytes: int | None = None, folder: Path | None = None) -> None:
+        self.N, self.backbone, self.max_bytes, self.folder = N, backbone, max_bytes, folder
         self.tensors: dict[str, Tensor] = {}
         self.keys: dict[int, str] = {}
 
     def set(self, index: int, key: str, tokens: dict[str, Tensor]) -> None:
+        if not self.tensors:
+            size = self.N * sum(value.nbytes for value in tokens.values())
+            allocate = torch.empty if self.max_bytes is None or size <= self.max_bytes else self._on_disk(size)
+            self.tensors = {n: allocate((self.N, *value.shape), dtype=value.dtype) for n, value in tokens.items()}
         for name, value in tokens.items():
-            if name not in self.tensors:
-                self.tensors[name] = torch.empty((self.N, *value.shape), dtype=value.dtype)
             self.tensors[name][index] = value
         self.keys[index] = key
+
+    def _on_disk(self, size: int) -> Callable[..., Tensor]:
+        folder = self.folder or Path(tempfile.gettempdir())
+        folder.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(folder).free) < size:
+            raise ConfigError(
+                f"{folder}: the tokens of {self.N} images need {size / 2**30:.1f} GiB, more than memory holds, and "
+                f"{free / 2**30:.1f} GiB are free: name another folder (--cache), or take a smaller image_size."
+            )
+
+        def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            handle, path = tempfile.mkstemp(prefix=".tokens-", dir=folder)
+            os.close(handle)
+            tensor = torch.from_file(path, shared=True, size=math.prod(shape), dtype=dtype).reshape(shape)
+            with suppress(OSError):  # its pages stay until the tensor goes; where a file in use cannot go, it is left
+                os.unlink(path)
+            return tensor
+
+        return allocate
 
     def features(self, samples: Sequence[Sample], skipped: list[Skipped]) -> Features:
         kept = torch.tensor(sorted(self.keys))

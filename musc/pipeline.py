@@ -28,6 +28,7 @@ from musc.datasets.proportions import input_size
 from musc.datasets.values import ValueRange, value_range
 from musc.distributed import check_shared, devices
 from musc.distributed.cluster import Cluster
+from musc.engines import memory
 from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references, extract
 from musc.methods import registry
@@ -262,7 +263,7 @@ class MuSc:
 
     def features(self, samples: Sequence[Sample], values: ValueRange | None = None) -> Features:
         """The tokens of `samples`, from the cache where they are there; values: decided for more than these images."""
-        c = self.config
+        c, free = self.config, memory.free_bytes(torch.device("cpu"))
         return extract(
             (values or self.value_range(*samples)).applied(samples),
             self.backbone,
@@ -270,6 +271,7 @@ class MuSc:
             batch_size=c.batch_size,
             workers=c.workers,
             half=c.backbone_precision == "float16",
+            max_bytes=None if free is None else int(memory.SHARE * free),
             progress=self.progress,
         )
 

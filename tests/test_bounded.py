@@ -160,3 +160,11 @@ print(json.dumps([peak, bound, (got[:4] - some).abs().max().item()]))
     )
     assert 0 < peak < bound
     assert apart < 1e-6
+
+
+def test_with_few_pairs_all_images_are_held_where_memory_allows():
+    few = memory.Problem(torch.device("cpu"), torch.float32, 400, 400, 20, (14, 14), 384, (1, 3, 5))
+    assert memory.cut(few, 4 << 30) == memory.Cut(200, 400, 400, 400)
+    assert memory.cut(few, 1 << 30).block < 200
+    all_others = memory.Problem(torch.device("cpu"), torch.float32, 400, 400, 399, (14, 14), 384, (1, 3, 5))
+    assert memory.cut(all_others, 4 << 30).block == 32

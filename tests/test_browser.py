@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from musc import MuSc, MuScConfig, msm, rscin
+from musc.engines import memory
 from tools import book, gate, interactive
 
 HTML = gate.HTML
@@ -47,6 +48,22 @@ def test_theme_switch_works_by_clicking(see):
     page.click(".theme-switch-button")
     page.wait(f"document.documentElement.dataset.mode != '{first}'")
     page.evaluate("localStorage.clear()")
+
+
+def test_the_calculator_counts_as_the_package_does(see):
+    page = see("notebooks/22_scale")
+    page.wait("document.querySelectorAll('#scale-calculator dd').length > 5")
+    given = {"images": 2000, "rows": 14, "channels": 384, "stages": 1, "memory": 2}
+    for name, value in given.items():
+        page.evaluate(f"document.querySelector('#scale-calculator [name={name}]').value = {value}")
+    page.evaluate("document.querySelector('#scale-calculator form').dispatchEvent(new Event('input'))")
+    found = page.evaluate("Array.from(document.querySelectorAll('#scale-calculator dd'), (dd) => dd.textContent)")
+    problem = memory.Problem(torch.device("cpu"), torch.float32, 2000, 2000, 1999, (14, 14), 384, (1, 3, 5))
+    assert found[0] == "1,999,000 × 1 stages"
+    assert found[3] == f"{problem.unit * 2000 * 1999 / 2**30:.3g} GiB"
+    again = 100 * (memory.pairs_compared(problem, memory.cut(problem, 2 << 30)) - 1)
+    assert abs(int(found[5].split()[0]) - again) < 10
+    assert found[6] == "musc run photos/ --max-memory 2GiB"
 
 
 def test_the_interactive_page_scores_as_the_package_does(see):

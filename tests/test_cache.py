@@ -5,9 +5,12 @@ import os
 import pytest
 import torch
 
+from musc import features
 from musc.cli import main
-from musc.features import cached, prune
+from musc.errors import ConfigError
+from musc.features import extract
 from musc.pipeline import MuSc
+from musc.pruning import cached, prune
 
 
 def filled(folder, network, ages):
@@ -62,3 +65,19 @@ def test_the_command(tmp_path, capsys):
     assert "there is no such folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["cache", "prune", "--max-size", "much"])
+
+
+def test_tokens_that_memory_does_not_hold_lie_on_disk(tiny_backbone, monkeypatch, tmp_path):
+    from musc.datasets import load_category
+
+    samples = load_category("synthetic", name="tile", good=3, defects=1, size=64).samples
+    expected = extract(samples, tiny_backbone, workers=0)
+    got = extract(samples, tiny_backbone, workers=0, cache=tmp_path, max_bytes=10)
+    for ours, theirs in zip(got.patch_tokens, expected.patch_tokens, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(got.summary(), expected.summary())
+    assert got.patch_tokens[0].untyped_storage().filename  # a mapped file, and not memory
+    assert not list(tmp_path.glob(".tokens-*"))
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: type("", (), {"free": 10})())
+    with pytest.raises(ConfigError, match=r"the tokens of 4 images need 0.0 GiB, more than memory holds"):
+        extract(samples, tiny_backbone, workers=0, cache=tmp_path, max_bytes=10)

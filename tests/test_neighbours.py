@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import pairwise_distances
 from test_msm import kernels, tokens  # noqa: F401
 
+from benchmarks import scale
 from musc import MuScConfig, msm
 from musc.cli.options import Parser
 from musc.cli.settings import add_settings, given_settings
@@ -111,3 +112,27 @@ def test_words_of_the_command_line(capsys):
         with pytest.raises(SystemExit):
             parser.parse_args(words)
         assert "give" in capsys.readouterr().err
+
+
+def test_the_benchmark_measures_what_the_package_scores():
+    """Its choices among distances that were computed once are the package's own scores, way by way."""
+    f = features(24)
+    every = np.stack([msm.stage_distances(stage, scale.DEGREES, grid=GRID).numpy() for stage in f.patch_tokens])
+    chosen = list(scale.ways(f))
+    for way, got in zip(chosen, scale.scores_of(every, chosen), strict=True):
+        settings = {"neighbours": float(way.setting)} if way.name == "look-alikes" else {}
+        if way.name == "references":
+            settings = {"references": way.pool.shape[1], "seed": way.seed}
+        if way.name == "coreset":
+            settings = {"neighbours": f"coreset:{way.pool.shape[1]}"}
+        np.testing.assert_allclose(got, scores(f, **settings), atol=1e-6, err_msg=str(way[:3]))
+    assert scale.compared(None, 24) == 1
+    assert scale.compared(torch.tensor([[1], [0], [0]]), 3) == pytest.approx(2 / 3)
+
+
+def test_a_row_of_the_benchmark_is_measured_once(tmp_path):
+    for _ in range(2):
+        table = scale.Table(tmp_path / "t.csv", ("way", "images"), ("seconds",))
+        if not table.has("exact", 5):
+            table.add("exact", 5, "1.0")
+    assert (tmp_path / "t.csv").read_text() == "way,images,seconds\nexact,5,1.0\n"

@@ -36,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def cache(args: argparse.Namespace) -> int:
     """A line per network and settings, then the sum; after pruning, what was removed."""
-    from musc.features import cached, prune
+    from musc.pruning import cached, prune
 
     if not args.cache.is_dir():
         raise ConfigError(f"--cache {args.cache}: there is no such folder; name the one that holds the tokens.")

@@ -60,6 +60,11 @@ class Problem:
         return len(self.degrees) * self.M * (8 if self.dtype == torch.float64 else 4)
 
     @property
+    def sparse(self) -> bool:
+        """Whether most images do not score most others."""
+        return 4 * self.J < self.P
+
+    @property
     def whole(self) -> int:
         """Bytes of all distances at once, and of what keeps account of their pairs."""
         return self.N * self.J * self.unit + 200 * self.N * self.P
@@ -99,7 +104,8 @@ def engine_bytes(problem: Problem, block: int) -> int:
     from musc.engines.cpu.layout import Buffers, Images, Layout, memory_of
 
     layout = Layout(*problem.grid, C, problem.degrees, cpu.has_wide_products())
-    found = 4 * block**2 * problem.unit  # distances of a group of pairs, before they are written
+    wanted = min(1, 2 * problem.J / problem.P)
+    found = int(4 * block**2 * wanted) * problem.unit  # distances of a group of pairs, before they are written
     held = images * memory_of(Images, layout.sizes(1))
     return max(plain, held + torch.get_num_threads() * memory_of(Buffers, layout.sizes(0)) + found)
 
@@ -115,11 +121,21 @@ def cut(problem: Problem, max_bytes: int | None, block: int | None = None, on_di
     p, named = problem, max_bytes
     if max_bytes is None:
         free = free_bytes(p.device)
-        if free is None or p.whole + 256 * MIB <= SHARE * free:
+        if free is None:
             return None
         max_bytes = int(SHARE * free)
+        if p.whole + 256 * MIB <= max_bytes and (block or not p.sparse):
+            return None
     scores = 3 * p.N * p.unit // len(p.degrees)  # [N, M]: so far, of a stage, and the sum
     sizes = [block] if block else [b for b in (32, 16, 8, 4, 2, 1) if b <= max(1, p.P)]
+    if p.sparse and not block:
+        # few pairs lie in one block of images against another: with all images held each is prepared once
+        left = max_bytes - p.whole - scores
+        every = next(
+            (b for b in (-(-p.P // 2), 512, 256, 128, 64) if b <= p.P and engine_bytes(p, b) <= left / 2), None
+        )
+        if every:
+            return Cut(every, p.N, p.P, p.N)
     if named is not None and p.whole + scores + engine_bytes(p, sizes[0]) <= max_bytes:
         return None if block else Cut(sizes[0], p.N, p.P, p.N)
     fits = [b for b in sizes if engine_bytes(p, b) <= max_bytes / 4] or sizes[-1:]
