@@ -11,7 +11,7 @@ MODULES = (
     "methods.base", "methods.padim", "methods.patchcore", "methods.registry", "methods.subspacead", "methods.tokens",
     "methods.winclip", "metrics", "msm", "pipeline", "plugin.agreement", "plugin.class_tokens",
     "results.evaluation", "results.figures", "results.pictures", "results.thresholds", "rscin",
-    "scoring.aggregation", "scoring.choices", "scoring.consistency", "scoring.maps", "scoring.tiles",
+    "scoring.aggregation", "scoring.choices", "scoring.consistency", "scoring.links", "scoring.maps", "scoring.tiles",
     "snamd", "sources", "stream", "verdicts",
 )  # fmt: skip
 
