@@ -26,18 +26,11 @@ from musc.methods import registry
 from musc.methods.base import image_scores, method_maps
 from musc.pipeline import MuSc
 from musc.results.evaluation import evaluate, read_truth
+from musc.results.tables import COLUMNS
 from musc.saving import whole
 
 References = Callable[[Category, str], Category | None]  # of a category, for a method
-METRICS = {  # column: where `evaluate` keeps it
-    "image AUROC": ("image", "auroc"),
-    "image F1-max": ("image", "f1_max"),
-    "image AP": ("image", "ap"),
-    "pixel AUROC": ("pixel", "auroc"),
-    "pixel F1-max": ("pixel", "f1_max"),
-    "pixel AP": ("pixel", "ap"),
-    "PRO": ("pixel", "pro"),
-}
+METRICS = {name: where for name, where in COLUMNS.items() if name not in ("image AUROC before RsCIN", "PRO (official)")}
 COST = ("seconds", "GiB")
 GIB = 1 << 30
 

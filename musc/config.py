@@ -251,10 +251,9 @@ class MuScConfig:
             "leave position_window at inf and neighbours exact, and compare tiles by position.",
         )
         require(
-            self.consistency == "off"
-            or (self.references is None and few == "exact" and (self.tiles == 1 or self.tile_pool != "all")),
+            self.consistency == "off" or (self.references is None and few == "exact"),
             "consistency",
-            "every image must score every other: leave references and neighbours out, and compare tiles by position.",
+            "every image must score every other: leave the numbers of references and neighbours out (images may be given).",
         )
 
     @property

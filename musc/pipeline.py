@@ -312,7 +312,7 @@ class MuSc:
         if self.config.tiles > 1:
             maps = tiles.anomaly_maps(
                 features, references, self.config, size=self.map_size, device=self.device,
-                extract=self.features, score=score, salient=salient,
+                extract=self.features, score=score, salient=salient, notes=notes,
             )  # fmt: skip
         else:
             scores = score(features, references)

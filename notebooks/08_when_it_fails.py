@@ -267,7 +267,7 @@ verdict(
 # *without* it are the odd ones.
 #
 # The detector of {py:mod}`musc.scoring.consistency` uses what is left: such a patch is near to a **few** images and far from **all** others, so its sorted
-# distances have a gap, and all images on the near side name the same set.
+# distances have a gap. Links across which distances stay that small make a graph of the images, and its communities are the groups.
 
 # %%
 example = max(

@@ -8,7 +8,7 @@ import torch
 from musc import MuSc, MuScConfig, msm
 from musc.errors import ConfigError
 from musc.metrics import image_metrics
-from musc.scoring import consistency
+from musc.scoring import consistency, links
 
 N, M, C = 20, 36, 48
 
@@ -91,15 +91,31 @@ def test_correction_equals_eq_2_over_non_members_by_hand():
             assert scores[i, m] == pytest.approx(np.mean(kept), abs=1e-9)
 
 
-def test_near_sets_by_hand():
-    """Four images and one patch: 0, 1 and 2 lie together, 3 far away."""
-    at = torch.tensor([0.0, 1.0, 2.0, 9.0])
-    full = (at[:, None] - at).abs()
-    d = full[~torch.eye(4, dtype=torch.bool)].reshape(4, 3, 1)
-    ratio, sets = consistency.near_sets(d, smallest=2)  # near sides of exactly two of four images
-    assert ratio[:, 0].tolist() == pytest.approx([2 / 1, 1.0, 2 / 1, 8 / 7])
-    assert sets[0, :, 0].tolist() == [True, True, False, False]
-    assert sets[3, :, 0].tolist() == [False, False, True, True]
+def test_contrast_and_links_by_hand():
+    """Four images, one patch each, at 0, 1, 2 and 9; and a reference at 9.5."""
+    at = torch.tensor([0.0, 1.0, 2.0, 9.0, 9.5])
+    full = (at[:4, None] - at)[..., None].abs()  # [4, 5, 1]
+    found = links.Suspects(4, torch.arange(4), full[..., 0], torch.full((4,), 9.0), 9.0)
+    members = torch.tensor([True, True, True, False, False])
+    assert found.contrast(members)[0].tolist() == pytest.approx([9 / 2, 8 / 1, 7 / 2, 0])
+    weights = links.graph(found, torch.ones(4, 5))
+    for i in range(4):
+        for j in range(4):
+            strength = max(0.0, 1 - abs(at[i] - at[j]) / 9 / links.ENDURANCE) if i != j else 0
+            assert weights[i, j] == pytest.approx(float(strength), abs=1e-6)
+
+
+def test_a_pose_of_many_images_is_no_defect():
+    """Eight images in another pose: every patch is nearer to theirs, and one has a gap as a defect's has."""
+    g = torch.Generator().manual_seed(0)
+    full = 0.6 + 0.05 * torch.rand(20, 20, M, generator=g)
+    full[:8, :8] /= 2  # in all patches
+    full[:8, 8:, 7], full[:8, :8, 7] = 0.72, 0.36
+    full[range(20), range(20)] = 0
+    assert links.linked(full) == []
+    full[:8, :8] = torch.where(torch.arange(M) == 7, full[:8, :8], 0.6)  # and now at patch 7 alone
+    full[range(8), range(8)] = 0
+    assert [images for images, _ in links.linked(full)] == [tuple(range(8))]
 
 
 def test_few_images_and_duplicates_are_no_trouble():
@@ -112,9 +128,26 @@ def test_few_images_and_duplicates_are_no_trouble():
     assert groups == []
 
 
-def test_references_are_refused():
-    with pytest.raises(ValueError, match="no references"):
-        consistency.find(torch.rand(4, 5, 6))
+def test_references_are_outside_of_every_group():
+    """With normal references a majority's defect is theirs alone: they score it."""
+    x, labels = tokens(0.4, seed=1)
+    normal = tokens(seed=1)[0][8:14]
+    scores, groups = scored(x, references=[normal])
+    plain_scores = msm.mutual_scores([x], (1,), references=[normal])
+    assert groups[0].images == tuple(range(8))
+    assert (scores >= plain_scores - 1e-6).all()
+    d = msm.stage_distances(x, (1,), references=normal)[0]  # [20, 25, M]
+    i = 3
+    at = groups[0].patches[i].nonzero().flatten()
+    others = [j - (j > i) for j in range(8, 20)] + list(range(19, 25))
+    expected = d[i, others][:, at].sort(dim=0).values[: int(0.3 * len(others))].mean(dim=0)
+    torch.testing.assert_close(scores[i, at], torch.maximum(expected, plain_scores[i, at]))
+    assert image_metrics(labels, scores.amax(dim=1))["auroc"] == 1
+
+
+def test_distances_to_all_others_are_needed():
+    with pytest.raises(ValueError, match="all 4 others"):
+        consistency.find(torch.rand(5, 3, 6))
 
 
 def test_a_warning_names_images_and_share():
@@ -150,6 +183,15 @@ def test_settings_that_cannot_be_combined_are_refused(tiny_config, photos):
     for changes in ({"consistency": "on"}, {"consistency": "warn", "references": 2}):
         with pytest.raises(ConfigError, match="consistency"):
             tiny_config.replace(**changes)
+
+
+def test_references_and_tiles_go_with_it(tiny_config, photos):
+    """All tiles as one pool, and reference images: without a shared defect nothing changes."""
     paths = sorted(photos.iterdir())
-    with pytest.raises(ConfigError, match="without reference images"):
-        MuSc(tiny_config.replace(consistency="warn")).run(paths[:4], references=paths[4:])
+    for changes in ({"tiles": 2, "tile_pool": "all"}, {"tiles": 2}, {}):
+        config = tiny_config.replace(degrees=(1,), **changes)
+        references = None if changes else paths[4:]
+        plain_run, corrected = (
+            MuSc(config.replace(consistency=how)).run(paths[:4], references=references) for how in ("off", "correct")
+        )
+        np.testing.assert_allclose(corrected.anomaly_maps, plain_run.anomaly_maps, atol=1e-6)

@@ -12,8 +12,8 @@ MODULES = (
     "methods.base", "methods.padim", "methods.patchcore", "methods.registry", "methods.subspacead", "methods.tokens",
     "methods.winclip", "metrics", "msm", "pipeline", "plugin.agreement", "plugin.class_tokens",
     "results.evaluation", "results.figures", "results.pictures", "results.thresholds", "rscin",
-    "scoring.aggregation", "scoring.choices", "scoring.consistency", "scoring.maps", "scoring.neighbours",
-    "scoring.tiles", "snamd", "sources", "stream", "verdicts",
+    "scoring.aggregation", "scoring.choices", "scoring.consistency", "scoring.links", "scoring.maps",
+    "scoring.neighbours", "scoring.tiles", "snamd", "sources", "stream", "verdicts",
 )  # fmt: skip
 
 

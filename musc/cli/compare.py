@@ -14,6 +14,7 @@ from musc.cli.options import WORDS, Read, add_scheduler_option
 from musc.cli.outputs import RESULTS, check_folder
 from musc.cli.settings import BY_DATA_SET, FIELDS, add_settings, given_settings, with_network
 from musc.config import METHODS, NEED_REFERENCES, PAPER_WINDOWS, MuScConfig
+from musc.saving import whole
 
 if TYPE_CHECKING:
     from musc.datasets.base import Category
@@ -58,7 +59,8 @@ def compare(args: argparse.Namespace) -> int:
     check_folder(cache, "--cache")
     categories = categories_of(args)
     settings = {name: value for name, value in with_network(given_settings(args)).items() if name != "method"}
-    settings.setdefault("windows", PAPER_WINDOWS.get(categories[0].dataset, (2, 3)))
+    if windows := PAPER_WINDOWS.get(categories[0].dataset):
+        settings.setdefault("windows", windows)
     config = MuScConfig(**settings)
     given = args.reference_images is not None or args.shots is not None
 
@@ -87,9 +89,12 @@ def compare(args: argparse.Namespace) -> int:
             cluster=cluster, say=lambda line: print(line, file=sys.stderr),
         )  # fmt: skip
     table = comparing.summary(frame)
-    frame.to_csv(args.out / "compare.csv", index=False, float_format="%.4f")
-    table.to_csv(args.out / "comparison.csv", float_format="%.4f")
-    comparing.plot(table).savefig(args.out / "comparison.png", dpi=150)
+    with whole(args.out / "compare.csv") as partial:
+        frame.to_csv(partial, index=False, float_format="%.4f")
+    with whole(args.out / "comparison.csv") as partial:
+        table.to_csv(partial, float_format="%.4f")
+    with whole(args.out / "comparison.png") as partial:
+        comparing.plot(table).savefig(partial, dpi=150, format="png")
     print(f"\n{config.backbone}, {len(categories)} categories, {frame['images'].sum() // len(methods)} images, masks: "
           f"{config.mask_protocol}; metrics in %")  # fmt: skip
     print(table.to_string(float_format=lambda v: f"{v:.2f}"))

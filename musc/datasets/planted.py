@@ -74,14 +74,8 @@ def texture(photographs: Mapping[str, NDArray[np.uint8]], name: str) -> Category
         >>> len(sand), sum(sample.label for sample in sand), sand.samples[1].defect
         (16, 8, 'line')
     """
-    names = list(photographs)
-    if len(names) < 2:
-        raise DataError("a foreign texture needs a second photograph: give at least two.")
-    for known, picture in photographs.items():
-        if picture.ndim != 2 or min(picture.shape) < 4 * CROP:
-            raise DataError(f"{known} is {list(picture.shape)}: give grey photographs of {4 * CROP} pixels a side.")
+    names, others = _checked(photographs, name)
     rng = np.random.default_rng(names.index(name))
-    others = [n for n in names if n != name]
     samples = []
     for number in range(16):
         row, column = divmod(number, 4)
@@ -92,6 +86,58 @@ def texture(photographs: Mapping[str, NDArray[np.uint8]], name: str) -> Category
             kind = KINDS[number // 2 % len(KINDS)]
             image, changed = plant(image, other, KINDS.index(kind), rng)
             mask = Picture(f"{name}/{number}/mask", changed.astype(np.uint8) * 255)
-        crop = Picture(f"{name}/{number}", np.repeat(image.astype(np.uint8)[..., None], 3, 2))
-        samples.append(Sample(f"{number:03}.png", crop, number % 2, kind, mask))
+        samples.append(Sample(f"{number:03}.png", _grey(f"{name}/{number}", image), number % 2, kind, mask))
     return Category("skimage", name, tuple(samples))
+
+
+def shared(
+    photographs: Mapping[str, NDArray[np.uint8]], name: str, share: float, *, seed: int = 0, alike: bool = True
+) -> Category:
+    """25 crops of one grey photograph; in the last `share` of them one identical defect: same kind, place, size.
+
+    alike: False draws place, size and strength of the same kind anew for each crop. The crops are 1/5 of the
+    photograph's side. Raises DataError as `texture`, and for a share outside 0 to 1.
+
+    Example:
+        >>> grey = np.random.default_rng(0).integers(0, 255, (512, 512), dtype=np.uint8)
+        >>> sand = shared({"sand": grey, "dust": grey.T}, "sand", 0.4)
+        >>> masks = [np.asarray(sample.mask()) for sample in sand if sample.label]
+        >>> len(sand), len(masks), all((mask == masks[0]).all() for mask in masks)
+        (25, 10, True)
+    """
+    names, others = _checked(photographs, name)
+    if not 0 <= share <= 1:
+        raise DataError(f"share = {share}: give a part of the images, from 0 to 1.")
+    picture, place = photographs[name], (names.index(name), seed)
+    side = min(picture.shape) // 5
+    kind = (seed + names.index(name)) % len(KINDS)
+    samples = []
+    for number in range(25):
+        top, left = (side * n for n in divmod(number, 5))
+        image = picture[top : top + side, left : left + side].astype(float)
+        if number < 25 - round(25 * share):
+            key = f"{name}/{side}/{number}"
+            samples.append(Sample(f"good/{number:03}.png", _grey(key, image), 0, "good"))
+            continue
+        rng = np.random.default_rng(place if alike else (*place, number))
+        foreign = photographs[others[int(rng.integers(len(others)))]][:side, :side].astype(float)
+        image, changed = plant(image, foreign, kind, rng)
+        key = f"{name}/{side}/{number}/{seed}/{'alike' if alike else 'fresh'}"
+        mask = Picture(f"{key}/mask", changed.astype(np.uint8) * 255)
+        samples.append(Sample(f"{KINDS[kind]}/{number:03}.png", _grey(key, image), 1, KINDS[kind], mask))
+    return Category("skimage", name, tuple(samples))
+
+
+def _checked(photographs: Mapping[str, NDArray[np.uint8]], name: str) -> tuple[list[str], list[str]]:
+    """All names, and those of the photographs that lend foreign texture."""
+    names = list(photographs)
+    if len(names) < 2:
+        raise DataError("a foreign texture needs a second photograph: give at least two.")
+    for known, picture in photographs.items():
+        if picture.ndim != 2 or min(picture.shape) < 4 * CROP:
+            raise DataError(f"{known} is {list(picture.shape)}: give grey photographs of {4 * CROP} pixels a side.")
+    return names, [n for n in names if n != name]
+
+
+def _grey(key: str, image: NDArray[np.float64]) -> Picture:
+    return Picture(key, np.repeat(image.astype(np.uint8)[..., None], 3, 2))

@@ -105,10 +105,8 @@ def _mutual_scores(
             progress=progress,
         )  # fmt: skip
         return found if patches is None else roi.spread(found, patches)
-    if references:
-        raise ConfigError('consistency works without reference images: leave one of the two out ("off").')
     scores, groups = consistency.mutual_scores(
-        tokens, degrees, c.interval, c.reduction, correct=c.consistency == "correct", grid=grid,
+        tokens, degrees, c.interval, c.reduction, correct=c.consistency == "correct", references=extra, grid=grid,
         precision=c.precision, block=c.block, position_window=c.position_window, progress=progress,
     )  # fmt: skip
     if notes is not None:

@@ -23,7 +23,7 @@ from musc.datasets.base import Sample, Source
 from musc.datasets.images import content_key, read_image
 from musc.errors import ConfigError
 from musc.features import Features
-from musc.scoring import roi
+from musc.scoring import consistency, roi
 from musc.scoring.aggregation import SalientTokens, prepared
 from musc.sizes import Size, rows_columns
 
@@ -158,6 +158,7 @@ def anomaly_maps(
     extract: Callable[[Sequence[Sample]], Features],
     score: Callable[[Features, Features | None], dict[tuple[int, int], Tensor]],
     salient: SalientTokens | None = None,
+    notes: list[str] | None = None,
 ) -> Float[Tensor, "N H W"]:
     """Anomaly maps (Eq. 3) of the images of `features` by way of their tiles, stitched (`MuScConfig.tiles`).
 
@@ -167,7 +168,7 @@ def anomaly_maps(
 
     size: of the maps in pixels. extract: samples to tokens. score: tokens of one tile position,
     and those of the references there, to patch scores by grid (`maps.patch_scores`). salient: takes in the scores of
-    every tile.
+    every tile. notes: receives warnings of consistent defects.
     """
     c, N = config, len(features)
     T = c.tiles**2
@@ -191,7 +192,7 @@ def anomaly_maps(
     for t in range(T):
         tile = every[t].take(range(N)) if every else marked(extracted(cuts, t), t, features)
         if every:
-            patch_scores = _scores_among_all(every, t, N, c, device)
+            patch_scores = _scores_among_all(every, t, N, c, device, notes)
         else:
             normal = marked(extracted(extra, t), t, references) if references else None
             patch_scores = roi.scores_of_those_inside(score, tile, normal)
@@ -205,24 +206,33 @@ def anomaly_maps(
 
 
 def _scores_among_all(
-    every: Sequence[Features], t: int, N: int, config: MuScConfig, device: torch.device
+    every: Sequence[Features], t: int, N: int, config: MuScConfig, device: torch.device, notes: list[str] | None
 ) -> dict[tuple[int, int], Tensor]:
     """Eq. 1-3 of tile t of the N images, where an image's nearest patch may lie in any of its tiles, by grid."""
-    c = config
-    T, P = len(every), len(every[t])
+    c, tile = config, every[t]
+    P = len(tile)
     others = ~torch.eye(P, dtype=torch.bool)[:N]  # [N, P]: an image does not score itself
     total: dict[tuple[int, int], Tensor] = {}
-    for n, grid in enumerate(every[t].grids):
-        own, degrees = prepared(every[t].patch_tokens[n][:N].to(device), c, grid)
+    means = {grid: consistency.MeanDistances(tile.grids.count(grid)) for grid in tile.grids}
+    for n, grid in enumerate(tile.grids):
+        own, degrees = prepared(tile.patch_tokens[n][:N].to(device), c, grid)
         found: Tensor | None = None
-        for u in range(T):
-            tokens, _ = prepared(every[u].patch_tokens[n].to(device), c, grid)
+        for other in every:
+            tokens, _ = prepared(other.patch_tokens[n].to(device), c, grid)
             d = msm.stage_distances(
                 own, degrees, references=tokens, pool=0, grid=grid, precision=c.precision, block=c.block
             )  # [D, N, P, M]
             found = d if found is None else torch.minimum(found, d)
         assert found is not None
         parts = [msm.interval_average(found[:, i, others[i]], c.interval, c.reduction) for i in range(N)]
-        share = torch.stack(parts).mean(dim=1) / len(every[t].grids)  # [N, D, M] -> [N, M]
+        share = torch.stack(parts).mean(dim=1) / len(tile.grids)  # [N, D, M] -> [N, M]
         total[grid] = total.get(grid, 0) + share
+        if c.consistency != "off":
+            means[grid].add(torch.stack([found[:, i, others[i]] for i in range(N)], dim=1))
+    for grid, mean in means.items() if c.consistency != "off" else ():
+        weight = mean.stages / len(tile.grids)
+        right, groups = mean.judged(total[grid] / weight, c.interval, c.reduction, c.consistency == "correct")
+        total[grid] = weight * right
+        if notes is not None:
+            notes += consistency.describe(groups, [sample.name for sample in tile.samples[:N]])
     return total
