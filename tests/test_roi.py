@@ -254,6 +254,20 @@ def test_auto_finds_the_product_and_leaves_textures_whole(tmp_path):
     assert any("no background" in note for note in result.notes)
 
 
+def test_dirt_beside_the_product_is_no_foreground():
+    rng = np.random.default_rng(0)
+    kinds = np.zeros((16, 16), dtype=int)
+    kinds[4:10, 5:11] = 1  # two products of 36 and 9 patches, and a speck of one
+    kinds[12:15, 10:13] = 1
+    kinds[1, 13] = 1
+    tokens = torch.tensor(np.eye(8)[kinds.ravel()] + rng.normal(0, 0.02, (256, 8)))
+    found = roi.foreground(tokens, (16, 16)).reshape(16, 16).numpy()
+    assert found[3:11, 4:12].all()  # with a patch around
+    assert found[11:15, 9:13].all()
+    assert not found[0:3, 12:15].any()
+    assert found.sum() < 130
+
+
 def test_otsu_is_the_best_of_all_thresholds():
     values = torch.from_numpy(np.random.default_rng(3).normal(size=40)).double()
     values[:15] += 2

@@ -32,6 +32,7 @@ from musc.sizes import Size, rows_columns
 
 AUTO = "auto"
 SHARE = 0.5  # of a patch's area that must lie in the region
+DIRT = 0.1  # of the largest part of the foreground: what is smaller is none of the product
 PROPORTIONS = 0.02  # by so much a mask's may differ from its image's
 BORDER, APART = 0.6, 0.3  # least share of background in the border; by how much more than in the middle
 
@@ -172,8 +173,9 @@ def foreground(tokens: Float[Tensor, "M C"], grid: tuple[int, int]) -> Bool[Tens
 
     AnomalyDINO (Damm et al., WACV 2025) masks so, by a fixed threshold and the side that fills the middle. Here Otsu's
     threshold parts the component of the unit tokens, and the side that holds more of the border than of the middle is
-    the background. The mask is then closed and widened by a patch, as there. Where the border is no background (less
-    than 60 % of it, or less than 30 points more than of the middle) the product fills the picture: all is foreground.
+    the background. Parts smaller than a tenth of the largest are dirt on it. The mask is then closed and widened by a
+    patch, as there. Where the border is no background (less than 60 % of it, or less than 30 points more than of the
+    middle) the product fills the picture: all is foreground.
 
     Example:
         >>> tokens = torch.ones(25, 2) * torch.tensor([1.0, 0.0])
@@ -201,7 +203,10 @@ def foreground(tokens: Float[Tensor, "M C"], grid: tuple[int, int]) -> Bool[Tens
         return torch.ones(H * W, dtype=torch.bool)
     product = (~(side, ~side)[back]).numpy()
     square = np.ones((3, 3))
-    wide = ndimage.binary_dilation(product, square)
+    part, count = ndimage.label(product, square)
+    areas = ndimage.sum_labels(product, part, range(1, count + 1))
+    large = [n for n, area in enumerate(areas, 1) if area >= DIRT * areas.max()]
+    wide = ndimage.binary_dilation(np.isin(part, large), square)
     closed = ndimage.binary_erosion(ndimage.binary_dilation(wide, square), square, border_value=1)
     return torch.from_numpy(closed).flatten()
 
