@@ -315,7 +315,7 @@ attempt(
 # ```{exercise} What would a higher rate cost?
 # :label: ex-own-threshold
 #
-# `robust` aims at 1 % of the normal images. Let it aim at 5, 10 and 20 % (`musc.results.thresholds.robust`). How many misses and false
+# `robust` aims at 1 % of the normal images, and at no less than one image of the folder. Let it aim at 1, 5, 10 and 20 % (`musc.results.thresholds.robust`). How many misses and false
 # alarms does each give? Could you have chosen the rate without the labels?
 # ```
 #
