@@ -75,9 +75,16 @@ def test_decks_fit_their_slides(chromium, tmp_path):
     bad = tmp_path / "slides" / "session_1.html"
     text = bad.read_text(encoding="utf-8")
     long = "<ul>" + "<li>a line</li>" * 30 + "</ul><p style='font-size: 12px'>small</p><img alt='' src='none.png'>"
-    bad.write_text(text.replace("</h2>", f"</h2>{long}", 1), encoding="utf-8")
+    white = "<style>.reveal-viewport { background: #fff !important }</style></head>"
+    bad.write_text(text.replace("</h2>", f"</h2>{long}", 1).replace("</head>", white), encoding="utf-8")
     found = " ".join(course_slides.look(page, bad))
-    for fault in ("overflows by", "12px" if "12px" in found else "12 px", "no alt text", "missing picture"):
+    for fault in (
+        "overflows by",
+        "12px" if "12px" in found else "12 px",
+        "no alt text",
+        "missing picture",
+        "dark: contrast of 1",
+    ):
         assert fault in found
     page.close()
 
