@@ -97,6 +97,10 @@ def test_the_student_build_leaves_the_lecturers_pages_out(monkeypatch, tmp_path)
     assert "book/teach/labs" in listed
     assert not [name for name in listed if "session_" in name]
     assert not list(tree.rglob("session_*"))
+    shown = r"^(?:```\{(?:literal)?include\}|:file:) (\S+)"
+    for page in (tree / "book").rglob("*.md"):
+        for name in re.findall(shown, page.read_text(encoding="utf-8"), re.M):
+            assert (page.parent / name).is_file(), (page.name, name)
     everything = "".join(path.read_text(encoding="utf-8") for path in (tree / "book").rglob("*.md"))
     assert not re.search(r"\]\([^)]*session_\d", everything)
     assert not [p for p in tree.rglob("*") if "answers" in p.name or p.parent.name == "quizzes"]
