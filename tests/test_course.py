@@ -75,9 +75,16 @@ def test_decks_fit_their_slides(chromium, tmp_path):
     bad = tmp_path / "slides" / "session_1.html"
     text = bad.read_text(encoding="utf-8")
     long = "<ul>" + "<li>a line</li>" * 30 + "</ul><p style='font-size: 12px'>small</p><img alt='' src='none.png'>"
-    bad.write_text(text.replace("</h2>", f"</h2>{long}", 1), encoding="utf-8")
+    white = "<style>.reveal-viewport { background: #fff !important }</style></head>"
+    bad.write_text(text.replace("</h2>", f"</h2>{long}", 1).replace("</head>", white), encoding="utf-8")
     found = " ".join(course_slides.look(page, bad))
-    for fault in ("overflows by", "12px" if "12px" in found else "12 px", "no alt text", "missing picture"):
+    for fault in (
+        "overflows by",
+        "12px" if "12px" in found else "12 px",
+        "no alt text",
+        "missing picture",
+        "dark: contrast of 1",
+    ):
         assert fault in found
     page.close()
 
@@ -90,6 +97,10 @@ def test_the_student_build_leaves_the_lecturers_pages_out(monkeypatch, tmp_path)
     assert "book/teach/labs" in listed
     assert not [name for name in listed if "session_" in name]
     assert not list(tree.rglob("session_*"))
+    shown = r"^(?:```\{(?:literal)?include\}|:file:) (\S+)"
+    for page in (tree / "book").rglob("*.md"):
+        for name in re.findall(shown, page.read_text(encoding="utf-8"), re.M):
+            assert (page.parent / name).is_file(), (page.name, name)
     everything = "".join(path.read_text(encoding="utf-8") for path in (tree / "book").rglob("*.md"))
     assert not re.search(r"\]\([^)]*session_\d", everything)
     assert not [p for p in tree.rglob("*") if "answers" in p.name or p.parent.name == "quizzes"]

@@ -152,6 +152,9 @@ def student_tree() -> Path:
         shutil.copytree(ROOT / name, STUDENT / name, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, STUDENT / name)
+    for name in ("benchmarks/results", "pretraining"):  # tables and texts that pages include
+        shutil.rmtree(STUDENT / name, ignore_errors=True)
+        shutil.copytree(ROOT / name, STUDENT / name, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for page in (STUDENT / "book").rglob("*.md"):
         page.write_text(without_solutions(page.read_text(encoding="utf-8"))[0], encoding="utf-8")
     for path in (STUDENT / "notebooks").glob("*.ipynb"):

@@ -2,6 +2,15 @@
 () => {
   const faults = [];
   const short = (text) => text.replace(/\s+/g, " ").trim().slice(0, 60);
+  const light = (colour) => colour.match(/[\d.]+/g).slice(0, 3).reduce((sum, v, i) => sum + [0.2126, 0.7152, 0.0722][i] * (v / 255) ** 2.2, 0);
+  const before = document.documentElement.dataset.theme;
+  for (const theme of ["light", "dark"]) {
+    document.documentElement.dataset.theme = theme;
+    const [ink, ground] = [getComputedStyle(document.querySelector(".reveal")).color, getComputedStyle(document.body).backgroundColor].map(light);
+    const contrast = (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05);
+    if (contrast < 7 || (theme === "dark") !== ground < 0.2) faults.push([0, `${theme}: contrast of ${contrast.toFixed(1)}`]);
+  }
+  document.documentElement.dataset.theme = before;
   const sections = [...document.querySelectorAll(".slides > section")];
   sections.forEach((section, n) => {
     Reveal.slide(n);
