@@ -253,7 +253,7 @@ class MuScConfig:
         require(
             self.consistency == "off" or (self.references is None and few == "exact"),
             "consistency",
-            "every image must score every other: leave out how many references or neighbours (images may be given).",
+            "every image must score every other: leave the numbers of references and of neighbours out.",
         )
 
     @property
