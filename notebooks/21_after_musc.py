@@ -361,7 +361,7 @@ colours = [figures.ORANGE if i in members else figures.BLUE for i in range(N)]
 axes[2].scatter(x, y, c=colours, s=40, zorder=3)
 axes[2].set_title("suspicious links", fontsize=10)
 axes[2].set_aspect("equal")
-axes[2].axis("off")
+_ = axes[2].axis("off")
 
 # %% tags=["remove-input"]
 verdict(

@@ -233,10 +233,13 @@ def test_outputs_are_fit_to_publish(script):
 def test_smoke_parameters_are_other_values_of_known_parameters(script):
     source = notebooks.as_notebook(script)
     tagged = [c for c in source.cells if "parameters" in c.metadata.get("tags", [])]
+    smoke = source.metadata.musc["smoke"]
+    if not tagged:  # a page that computes nothing: it shows what a benchmark wrote
+        assert smoke == {}
+        return
     assert len(tagged) == 1
     defaults: dict = {}
     exec(tagged[0].source, defaults)
-    smoke = source.metadata.musc["smoke"]
     assert smoke
     for name, value in smoke.items():
         assert name in defaults
