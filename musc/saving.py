@@ -60,6 +60,29 @@ def whole(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While the block runs, no other process of this machine is in such a block for this folder, or one beside it.
+
+    A result is saved first, and what it looks like (pictures, regions, report) is written into its folder after: two
+    processes would take that away from under each other. The lock goes with the process that holds it, and leaves no
+    file. Where the system knows no such locks there is none. Raises OSError.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 @cache  # once in a process: there may be thousands of files
 def _sweep(folder: Path) -> None:
     for path in folder.glob(".*.partial"):

@@ -100,7 +100,7 @@ plt.show()
 #
 # Eq. 2 needs all distances of an image before it can average the lowest, and each comparison gives the distances of two images. If
 # all are kept until the end, a stage takes $4 D N (N - 1) M$ bytes. But an image whose row is complete can be reduced at once.
-# `musc.msm.mutual_scores(max_bytes=...)`, `musc run --max-memory 2GiB`, takes some images at a time and completes their rows; what the same
+# `musc.msm.mutual_scores(max_bytes=...)`, on the shell `--max-memory 2GiB`, takes some images at a time and completes their rows; what the same
 # comparisons say of later images waits. At most a quarter of all distances wait at a time. Where even that is too much, images
 # fall into groups, and pairs of two groups are compared twice; or, with `scratch=`, distances wait on disk and no pair is compared
 # twice. The scores stay the same.
@@ -258,7 +258,7 @@ verdict(
 #
 # | images | do |
 # |:--|:--|
-# | up to 300 | nothing: `musc run photos/` |
+# | up to 300 | nothing |
 # | up to 1,000 | one GPU, or patience; `--max-memory` where memory is short |
 # | thousands, one GPU | exact: `--device cuda --max-memory 30GiB` |
 # | thousands, CPU | `--references 80`, or `--subsets` |

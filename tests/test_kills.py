@@ -4,6 +4,7 @@ the error is clear, and the same command, given again, ends with the bytes of an
 import errno
 import os
 import random
+import re
 import shutil
 
 import numpy as np
@@ -57,15 +58,25 @@ def workplaces(tmp_path_factory, disturbed):
     return made
 
 
+# What a report says of this run alone: how long it took, and where its images lay.
+OWN = re.compile(rb"<summary>Seconds</summary>.*?</details>|<th scope=.row.>folder</th><td>.*?</td>", re.DOTALL)
+
+
 def outputs(folder):
     """Every file beside the cache, by name, hidden ones too; result.json tells how long it took, and only has to be."""
     found = [p for p in folder.rglob("*") if p.is_file() and ".cache" not in p.relative_to(folder).parts]
-    return {p.relative_to(folder).as_posix(): b"" if p.name == "result.json" else p.read_bytes() for p in found}
+    return {p.relative_to(folder).as_posix(): content(p) for p in found}
+
+
+def content(path):
+    if path.name == "result.json":
+        return b""
+    return OWN.sub(b"", path.read_bytes()) if path.name == "report.html" else path.read_bytes()
 
 
 def stored(folder):
-    """The files of finished work, and when they were written."""
-    return {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors") if not p.name.startswith(".")}
+    """The files of finished work, which keep their number in the file system until they are written anew."""
+    return {p: p.stat().st_ino for p in folder.rglob("*.safetensors") if not p.name.startswith(".")}
 
 
 def ends_as_if_undisturbed(run, command, place, whole):

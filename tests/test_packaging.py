@@ -52,7 +52,9 @@ def test_the_package_requires_exactly_what_it_imports():
     assert required - used.keys() == PAIR, "required and never imported"
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("pretraining", ["pretrain"]), ("tools", ["book"]), ("benchmarks", ["pretrain"])])
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("pretraining", ["pretrain"]), ("tools", ["book"]), ("benchmarks", ["pretrain"])]
+)
 def test_what_stands_beside_the_package_declares_what_it_imports(folder, extras):
     declared = names(PROJECT["dependencies"])
     for extra in extras:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from musc.cli.data import add_data_options, add_reference_options, categories_of, check_references, references_of
 from musc.cli.failures import report
 from musc.cli.options import add_scheduler_option
-from musc.cli.outputs import add_output_options, add_threshold_option, check_folder, print_notes, write_views
+from musc.cli.outputs import add_output_options, add_threshold_option, check_folder, print_notes, write_result
 from musc.cli.settings import BY_DATA_SET, add_settings, given_settings
 from musc.config import PAPER_WINDOWS, MuScConfig
 from musc.errors import ConfigError, ResultError
@@ -134,16 +134,13 @@ class Batch:
         thresholds.check(method, [sample.label for sample in category.samples])
         references = self.references(category)
         result = None if args.force else self.finished(category, references)
-        if result is None:
+        if changed := result is None:
             result = musc.run(category, references)
             result.decide(method)
-            result.save(folder)
         else:
             print(f"{category.dataset} {category.name}: finished before, taken from {folder}", file=sys.stderr)
             before = result.threshold
             kept = args.threshold is None and before is not None and before.method in marks.METHODS
-            if not kept and result.decide(method) != before:  # the scores stay, the decisions change
-                result.save(folder)
-        pictures = not args.no_overlays
-        write_views(result, category.samples, folder, args, pictures=pictures, page=pictures and not args.no_report)
+            changed = not kept and result.decide(method) != before  # the scores stay, the decisions change
+        write_result(result, category.samples, folder, args, save=changed)
         return result

@@ -7,12 +7,14 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musc.cli.options import COUNT, Kind, Read
-from musc.errors import ConfigError
+from musc.errors import ConfigError, ResultError
+from musc.saving import alone
 
 if TYPE_CHECKING:
     from musc.datasets import Sample
@@ -43,6 +45,27 @@ def _distance(text: str) -> float:
     if not 0 <= (distance := float(text)) < math.inf:
         raise ValueError(text)
     return distance
+
+
+def write_result(
+    result: MuScResult, samples: Sequence[Sample], folder: Path, args: argparse.Namespace, *, save: bool = True
+) -> None:
+    """Save a result (where it is not, as it is, there already) and write what it looks like, while nobody else does."""
+    pictures = not args.no_overlays
+    with writing(folder):
+        if save:
+            result.save(folder)
+        write_views(result, samples, folder, args, pictures=pictures, page=pictures and not args.no_report)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """`saving.alone`, and ResultError where the folder above cannot be used."""
+    try:
+        with alone(folder):
+            yield
+    except OSError as error:
+        raise ResultError(f"{folder} cannot be written ({error.strerror or error}).") from error
 
 
 def write_views(

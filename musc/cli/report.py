@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musc.cli.failures import DONE
-from musc.cli.outputs import add_region_options, write_views
+from musc.cli.outputs import add_region_options, write_views, writing
 from musc.errors import ConfigError, MuscError
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def report(args: argparse.Namespace) -> int:
     folders = list(dict.fromkeys(folder for path in args.results for folder in results_below(path)))
     for folder in folders:
         result = MuScResult.load(folder)
-        write_views(result, samples_of(result), folder, args, pictures=False, page=True)
+        with writing(folder):
+            write_views(result, samples_of(result), folder, args, pictures=False, page=True)
         print(f"report: {folder / PAGE}")
     update_index(args.results)
     return DONE

@@ -16,7 +16,7 @@ from musc.cli.outputs import (
     print_scores,
     print_threshold,
     print_views,
-    write_views,
+    write_result,
 )
 from musc.cli.settings import add_settings, given_settings
 from musc.errors import ConfigError
@@ -73,9 +73,7 @@ def score(args: argparse.Namespace) -> int:
     result = score_against(category, earlier, cache=cache, device=args.device, progress=True)
     print_notes(result, verbose=args.verbose)
     folder = result_folder(args.out, result.dataset, result.category, result.root)
-    result.save(folder)
-    pictures = not args.no_overlays
-    write_views(result, category.samples, folder, args, pictures=pictures, page=pictures and not args.no_report)
+    write_result(result, category.samples, folder, args)
     write_index(args.out)
     print_network(result)
     print_scores(result, (-result.raw_image_scores).argsort(kind="stable"))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from musc.cli.failures import DONE
 from musc.cli.options import Kind, Read
-from musc.cli.outputs import add_region_options, print_threshold, write_views
+from musc.cli.outputs import add_region_options, print_threshold, write_views, writing
 from musc.cli.report import samples_of, update_index
-from musc.errors import ConfigError, ResultError
+from musc.errors import ConfigError
 
 EXAMPLES = """\
 examples:
@@ -60,16 +60,14 @@ def threshold(args: argparse.Namespace) -> int:
     )
     samples = samples_of(result)
     pictures, page = (folder / "overlays").is_dir(), (folder / "report.html").exists()
-    result.save(folder)
-    try:
-        marks.write_marks(marked, folder)
-    except OSError as error:
-        raise ResultError(f"{folder / marks.NAME} cannot be written ({error.strerror or error}).") from error
     if pictures and len(samples) < len(result):
         gone = len(result) - len(samples)
         print(f"note: {gone} images are not where they were: no overlays and masks are written.", file=sys.stderr)
         pictures = False
-    write_views(result, samples, folder, args, pictures=pictures, page=page)
+    with writing(folder):
+        result.save(folder)
+        marks.write_marks(marked, folder)
+        write_views(result, samples, folder, args, pictures=pictures, page=page)
     update_index([folder])
     print_threshold(result)
     print(f"written again: {folder / 'scores.csv'}" + (f", {folder / 'report.html'}" if page else ""))
