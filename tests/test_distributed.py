@@ -320,7 +320,7 @@ def test_the_commands_give_the_same_files(photos, threads, tmp_path, tiny_config
 # --- the page of the book
 
 PAGE = (ROOT / "book/distributed.md").read_text(encoding="utf-8")
-PLACES = {"mvtec_anomaly_detection/": "parts", "/shared/musc": "cache", "cuda:0,cuda:1": "cpu,cpu"}
+PLACES = {"mvtec_anomaly_detection/": "parts", "/shared": "cache", "cuda:0,cuda:1": "cpu,cpu"}
 
 
 @pytest.fixture
