@@ -200,11 +200,22 @@ class Page:
         return answer["result"].get("value")
 
     def click(self, selector: str) -> None:
-        """Click in the middle of the first element that matches, with a real mouse event."""
-        where = self.evaluate(
-            f"(e => {{ e.scrollIntoView({{block: 'center', behavior: 'instant'}}); const b = e.getBoundingClientRect();"
-            f" return [b.x + b.width / 2, b.y + b.height / 2]; }})(document.querySelector({json.dumps(selector)}))"
-        )
+        """Click in the middle of the first element that matches, with a real mouse event, once it lies still there."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.call("Page.bringToFront")
+        self.evaluate(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        where, deadline = None, time.monotonic() + 5
+        while time.monotonic() < deadline:
+            # a frame is drawn first: what has just been moved is clicked where it was
+            found = self.evaluate(
+                "new Promise(done => { requestAnimationFrame(() => setTimeout(done, 0)); setTimeout(done, 1000) })"
+                f".then(() => {{ const e = {element}, b = e.getBoundingClientRect(), x = b.x + b.width / 2,"
+                " y = b.y + b.height / 2; return [x, y, e.contains(document.elementFromPoint(x, y))]; })"
+            )
+            if found == where and found[2]:
+                break
+            where = found
+        assert where is not None
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=where[0], y=where[1], button="left", clickCount=1)
 
