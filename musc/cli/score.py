@@ -51,7 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def score(args: argparse.Namespace) -> int:
     """Score, save, and name every new image with its decision."""
     from musc.datasets import as_category, load_category
-    from musc.results import MuScResult, result_folder
+    from musc.results import result_folder
     from musc.results.report import write_index
     from musc.stream import score_against
 
@@ -62,12 +62,7 @@ def score(args: argparse.Namespace) -> int:
         raise ConfigError(f"{missing[0]}: there is no such image or folder; check the path.")
     if len(args.images) > 1 and (folders := [path for path in args.images if path.is_dir()]):
         raise ConfigError(f"{folders[0]} is a folder: give one folder, or images.")
-    place = find_result(args.against)
-    earlier = MuScResult.load(place)
-    if args.weights is not None:
-        earlier.config = earlier.config.replace(weights=given_settings(args)["weights"])
-    if args.threshold is not None:
-        earlier.decide(args.threshold)
+    place, earlier = earlier_result(args)
     category = load_category(None, args.images[0]) if args.images[0].is_dir() else as_category(args.images)
     cache = args.cache or nearby_cache(place, earlier)
     result = score_against(category, earlier, cache=cache, device=args.device, progress=True)
@@ -81,6 +76,19 @@ def score(args: argparse.Namespace) -> int:
     print_views(folder, args)
     print(f"scored against {place}; all scores: {folder / 'scores.csv'}")
     return DONE
+
+
+def earlier_result(args: argparse.Namespace) -> tuple[Path, MuScResult]:
+    """The folder that --against means, and its result, with --weights and --threshold where they are given."""
+    from musc.results import MuScResult
+
+    place = find_result(args.against)
+    earlier = MuScResult.load(place)
+    if args.weights is not None:
+        earlier.config = earlier.config.replace(weights=given_settings(args)["weights"])
+    if args.threshold is not None:
+        earlier.decide(args.threshold)
+    return place, earlier
 
 
 def find_result(path: Path, option: str = "--against") -> Path:

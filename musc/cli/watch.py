@@ -10,8 +10,8 @@ from pathlib import Path
 from musc.cli.failures import DONE
 from musc.cli.options import Kind, Read
 from musc.cli.outputs import add_output_options, add_threshold_option, check_folder
-from musc.cli.score import find_result, nearby_cache
-from musc.cli.settings import add_settings, given_settings
+from musc.cli.score import earlier_result, nearby_cache
+from musc.cli.settings import add_settings
 from musc.errors import ConfigError
 
 EXAMPLES = """\
@@ -52,7 +52,6 @@ def _seconds(text: str) -> float:
 
 def watch(args: argparse.Namespace) -> int:
     """Score what arrives, a line for each image, until Ctrl-C or, with --once, until nothing is left."""
-    from musc.results import MuScResult
     from musc.results.folders import legal_names
     from musc.stream import Against
     from musc.watch import TABLE, Watch, alone
@@ -60,12 +59,7 @@ def watch(args: argparse.Namespace) -> int:
     check_folder(args.out, "--out")
     if not args.folder.is_dir():
         raise ConfigError(f"{args.folder}: there is no such folder; make it, or check the path.")
-    place = find_result(args.against)
-    earlier = MuScResult.load(place)
-    if args.weights is not None:
-        earlier.config = earlier.config.replace(weights=given_settings(args)["weights"])
-    if args.threshold is not None:
-        earlier.decide(args.threshold)
+    place, earlier = earlier_result(args)
     out = args.out / "watch" / legal_names([args.folder.resolve().name or "folder"])[0]
     against = Against(earlier, cache=args.cache or nearby_cache(place, earlier), device=args.device)
     scored = 0
