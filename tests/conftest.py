@@ -56,9 +56,16 @@ def chromium():
 
 
 @pytest.fixture(scope="session")
-def tab(chromium):
-    """One tab for many pages, one after the other: a new one costs a process."""
+def shared_tab(chromium):
     return chromium.open("about:blank")
+
+
+@pytest.fixture
+def tab(shared_tab):
+    """One tab for many pages, one after the other: a new one costs a process. Each test finds it as if it were new."""
+    shared_tab.look()
+    shared_tab.errors.clear(), shared_tab.requests.clear()
+    return shared_tab
 
 
 @pytest.fixture(scope="session")

@@ -79,6 +79,22 @@ def test_a_tab_behind_another_one_is_looked_at_too(chromium, tmp_path):
     first.close()
 
 
+def test_a_click_that_did_not_arrive_is_made_again_and_one_that_cannot_is_named(tab, tmp_path):
+    swallowed = """<button id="b" onclick="this.textContent = 'clicked'">b</button><p id="no" hidden>no</p><script>
+        addEventListener('click', e => e.stopImmediatePropagation(), {capture: true, once: true})</script>"""
+    tab.go(write(tmp_path, swallowed).as_uri())
+    tab.click("#b", patience=0.5)
+    assert tab.evaluate("document.querySelector('#b').textContent") == "clicked"
+    with pytest.raises(TimeoutError, match="no click reached #no"):
+        tab.click("#no", patience=0.1)
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_the_tab_is_as_new_in_every_test(tab, turn):
+    assert tab.evaluate("[innerWidth, innerHeight]") == [1280, 900]
+    tab.look(390, 800, dark=True)
+
+
 def test_a_page_without_faults_passes(tab, tmp_path):
     assert gate.look(tab, write(tmp_path, CLEAN), "book/page") == []
     number = {"heading": "9. Few images", "entry": "9. Few images"}

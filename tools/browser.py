@@ -165,7 +165,7 @@ class Page:
         self.evaluate("document.fonts.ready.then(() => 0)")
         self.settle()
 
-    def look(self, width: int, height: int, dark: bool = False) -> None:
+    def look(self, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Another window size and colour scheme."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1}
         self.call("Emulation.setDeviceMetricsOverride", **size, mobile=width < 600)
@@ -199,25 +199,41 @@ class Page:
             raise RuntimeError(details.get("exception", {}).get("description", details["text"]))
         return answer["result"].get("value")
 
-    def click(self, selector: str) -> None:
-        """Click in the middle of the first element that matches, with a real mouse event, once it lies still there."""
+    def click(self, selector: str, *, patience: float = 5) -> None:
+        """Click in the middle of the first element that matches, with a real mouse; again if it did not arrive in time.
+
+        Raises TimeoutError naming the selector where no click reaches the element: hidden, covered, or never still.
+        """
         element = f"document.querySelector({json.dumps(selector)})"
         self.call("Page.bringToFront")
-        self.evaluate(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
-        where, deadline = None, time.monotonic() + 5
-        while time.monotonic() < deadline:
+        for _ in range(3):
+            self.evaluate(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+            x, y = self._middle(element, patience)
+            listen = f"{element}.addEventListener('click', () => window.arrived = true, {{capture: true, once: true}})"
+            self.evaluate(f"{listen}, window.arrived = false")
+            for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+                button = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
+                self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **button)
+            deadline = time.monotonic() + patience
+            while time.monotonic() < deadline:
+                if self.evaluate("window.arrived !== false"):  # undefined: the click has led to another page
+                    return
+                time.sleep(0.02)
+        raise TimeoutError(f"no click reached {selector}")
+
+    def _middle(self, element: str, patience: float) -> tuple[float, float]:
+        """Where an element lies, once it lies still and nothing covers its middle, or at the end of patience."""
+        where, deadline = None, time.monotonic() + patience
+        while True:
             # a frame is drawn first: what has just been moved is clicked where it was
             found = self.evaluate(
                 "new Promise(done => { requestAnimationFrame(() => setTimeout(done, 0)); setTimeout(done, 1000) })"
                 f".then(() => {{ const e = {element}, b = e.getBoundingClientRect(), x = b.x + b.width / 2,"
                 " y = b.y + b.height / 2; return [x, y, e.contains(document.elementFromPoint(x, y))]; })"
             )
-            if found == where and found[2]:
-                break
+            if (found == where and found[2]) or time.monotonic() > deadline:
+                return found[0], found[1]
             where = found
-        assert where is not None
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=where[0], y=where[1], button="left", clickCount=1)
 
     def screenshot(self, file: Path, *, full: bool = False) -> Path:
         """A PNG of the window, or of the whole page."""
