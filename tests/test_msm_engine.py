@@ -380,6 +380,23 @@ def test_one_process_compiles_for_all(tmp_path, monkeypatch):
     assert not (tmp_path / "compiling").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc, that tells what a process has loaded")
+def test_a_patient_compiler_steps_back_before_it_loads_torch(tmp_path, monkeypatch):
+    """Importing torch takes seconds of processor time, which a short job would otherwise wait for."""
+    monkeypatch.setattr(compiling, "folder", lambda: tmp_path)
+    monkeypatch.setattr(compiling, "_children", [])
+    compiling.compile_aside(patient=True)
+    child = compiling._children[0]
+    try:
+        while os.getpriority(os.PRIO_PROCESS, child.pid) < 19:
+            assert "libtorch" not in Path(f"/proc/{child.pid}/maps").read_text()
+            assert child.poll() is None
+            time.sleep(0.005)
+    finally:
+        child.kill()
+        child.wait()
+
+
 def test_a_job_changes_over_when_kernels_are_ready(monkeypatch):
     """Some pairs in torch, the others compiled: as if all were done in one way."""
     x = tokens(7)

@@ -23,6 +23,8 @@ from typing import Any
 
 KEPT = 4  # digests, the most recently used ones
 PATIENCE = 180.0  # seconds after which another process that compiles is taken for dead
+COMPILE = "from musc.engines import cpu; cpu.compile_kernels()"
+YIELD = "import os; hasattr(os, 'nice') and os.nice(19); "  # first of all: importing torch takes seconds of its own
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 _children: list[subprocess.Popen[bytes]] = []
 
@@ -111,7 +113,7 @@ def compile_aside(*, patient: bool = False) -> None:
         return
     mark = kept / "compiling"
     paths = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "musc.engines.cpu", *(["--patient"] if patient else [])]
+    command = [sys.executable, "-c", (YIELD if patient else "") + COMPILE]
     try:
         if mark.exists() and time.time() - mark.stat().st_mtime > PATIENCE:
             mark.unlink()
