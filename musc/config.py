@@ -168,90 +168,85 @@ class MuScConfig:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        def require(ok: bool, name: str, remedy: str) -> None:
-            if not ok:
-                raise ConfigError(f"{name} = {getattr(self, name)!r}: {remedy}")
-
         for name in ("degrees", "windows", "stages", "interval"):
-            value = getattr(self, name)
-            if value is not None:
+            if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(value))
         if self.image_size is not None:
             object.__setattr__(self, "image_size", as_size(self.image_size))
         if isinstance(self.weights, Path):
             object.__setattr__(self, "weights", str(self.weights))
-
-        for f in dataclasses.fields(self):
-            value, choices, least = getattr(self, f.name), f.metadata["choices"], f.metadata["least"]
-            require(not choices or value in choices, f.name, f"choose one of {', '.join(choices)}.")
-            fits = least is None or (isinstance(value, Integral) and int(value) >= least)
-            if f.default is None:
-                require(fits or value is None, f.name, f"give a whole number from {least}, or leave it out.")
-            else:
-                require(fits, f.name, f"give a whole number from {least}.")
+        self._check_fields()
         for name, value in PRESETS.get(self.method, {}).items():
             if getattr(self, name) == _DEFAULTS[name]:
                 object.__setattr__(self, name, value)
         if not self.mutual:
             self.check_unused(MUTUAL_ONLY, f"the method {self.method}")
+        self._check_values()
+        self._check_together()
+
+    def _require(self, ok: bool, name: str, remedy: str) -> None:
+        if not ok:
+            raise ConfigError(f"{name} = {getattr(self, name)!r}: {remedy}")
+
+    def _check_fields(self) -> None:
+        """By what each field says of itself."""
+        for f in dataclasses.fields(self):
+            value, choices, least = getattr(self, f.name), f.metadata["choices"], f.metadata["least"]
+            self._require(not choices or value in choices, f.name, f"choose one of {', '.join(choices)}.")
+            fits = least is None or (isinstance(value, Integral) and int(value) >= least)
+            if f.default is None:
+                self._require(fits or value is None, f.name, f"give a whole number from {least}, or leave it out.")
+            else:
+                self._require(fits, f.name, f"give a whole number from {least}.")
+
+    def _check_values(self) -> None:
+        """Of each setting by itself."""
         low, high = self.interval if len(self.interval) == 2 else (math.nan, math.nan)
-        require(
-            0 <= low < high <= 1,
-            "interval",
-            "give two fractions, 0 <= low < high <= 1; the paper's is (0, 0.3).",
-        )
-        require(
-            bool(self.degrees) and all(isinstance(r, int) and r > 0 and r % 2 for r in self.degrees),
-            "degrees",
-            "give odd whole numbers, such as 1, 3, 5.",
-        )
-        require(
-            all(k >= 1 and (k == math.inf or k == int(k)) for k in self.windows),
-            "windows",
-            "give whole numbers from 1 (the image itself), or inf for all images.",
-        )
-        require(
-            self.stages is None or (bool(self.stages) and all(s >= 1 for s in self.stages)),
-            "stages",
-            "blocks are counted from 1.",
-        )
-        white = self.full_scale
-        require(white is None or 0 < white < math.inf, "full_scale", "give the value that is white, such as 4095 or 1.")
+        ok = 0 <= low < high <= 1
+        self._require(ok, "interval", "give two fractions, 0 <= low < high <= 1; the paper's is (0, 0.3).")
+        ok = bool(self.degrees) and all(isinstance(r, int) and r > 0 and r % 2 for r in self.degrees)
+        self._require(ok, "degrees", "give odd whole numbers, such as 1, 3, 5.")
+        ok = all(k >= 1 and (k == math.inf or k == int(k)) for k in self.windows)
+        self._require(ok, "windows", "give whole numbers from 1 (the image itself), or inf for all images.")
+        ok = self.stages is None or (bool(self.stages) and all(s >= 1 for s in self.stages))
+        self._require(ok, "stages", "blocks are counted from 1.")
+        ok = self.full_scale is None or 0 < self.full_scale < math.inf
+        self._require(ok, "full_scale", "give the value that is white, such as 4095 or 1.")
         window = self.position_window
-        require(
-            window == math.inf or (window >= 0 and window == int(window)),
-            "position_window",
-            "give a whole number of patches from 0, or inf for none.",
-        )
-        require(0 <= self.tile_overlap <= 0.5, "tile_overlap", "give a share of the tile's side, from 0 to 0.5.")
+        ok = window == math.inf or (window >= 0 and window == int(window))
+        self._require(ok, "position_window", "give a whole number of patches from 0, or inf for none.")
+        ok = 0 <= self.tile_overlap <= 0.5
+        self._require(ok, "tile_overlap", "give a share of the tile's side, from 0 to 0.5.")
         few = self.neighbours
-        share = isinstance(few, float) and 0 < few <= 1
-        require(
-            (isinstance(few, str) and bool(re.fullmatch(r"exact|coreset:[1-9]\d*", few)))
-            or share
-            or (isinstance(few, Integral) and not isinstance(few, bool) and int(few) >= 1),
+        whole = isinstance(few, Integral) and not isinstance(few, bool) and int(few) >= 1
+        named = isinstance(few, str) and bool(re.fullmatch(r"exact|coreset:[1-9]\d*", few))
+        self._require(
+            whole or named or (isinstance(few, float) and 0 < few <= 1),
             "neighbours",
             'give a share of the images such as 0.1, a number of them such as 40, "coreset:40", or "exact".',
         )
-        require(
-            few == "exact" or self.references is None,
+
+    def _check_together(self) -> None:
+        """Of settings that exclude each other."""
+        everywhere, exact = self.position_window == math.inf, self.neighbours == "exact"
+        by_position = self.tiles == 1 or self.tile_pool == "position"
+        self._require(
+            exact or self.references is None,
             "neighbours",
             'they are chosen among all images: leave references out, or neighbours at "exact".',
         )
-        plain = self.position_window == math.inf and self.subsets == 1 and self.references is None and few == "exact"
-        require(
-            self.tiles == 1 or self.tile_pool == "position" or plain,
+        self._require(
+            by_position or (everywhere and self.subsets == 1 and self.references is None and exact),
             "tile_pool",
             'with position_window, subsets, references or neighbours only "position" works.',
         )
-        require(
-            self.roi is None
-            or (window == math.inf and few == "exact" and (self.tiles == 1 or self.tile_pool == "position")),
+        self._require(
+            self.roi is None or (everywhere and exact and by_position),
             "roi",
             "leave position_window at inf and neighbours exact, and compare tiles by position.",
         )
-        require(
-            self.consistency == "off" or (self.references is None and few == "exact"),
+        self._require(
+            self.consistency == "off" or (self.references is None and exact),
             "consistency",
             "every image must score every other: leave the numbers of references and of neighbours out.",
         )
