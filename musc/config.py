@@ -236,7 +236,7 @@ class MuScConfig:
             'they are chosen among all images: leave references out, or neighbours at "exact".',
         )
         self._require(
-            by_position or (everywhere and self.subsets == 1 and self.references is None and exact),
+            by_position or (everywhere and self.subsets == 1 and not self.references and exact),
             "tile_pool",
             'with position_window, subsets, references or neighbours only "position" works.',
         )

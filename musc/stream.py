@@ -190,7 +190,8 @@ class Against:
         names += [f"reference {j}" for j in range(len(earlier.reference_keys))]
         warned = earlier.config.consistency == "warn"  # which changes no score
         config = earlier.config.replace(consistency="off") if warned else earlier.config
-        config = _streamable(config.replace(subsets=1, references=0, device=device))
+        tiles = config.tiles  # which `musc.run` has cut too; a stream holds whole images
+        config = _streamable(config.replace(subsets=1, tiles=1, references=0, device=device)).replace(tiles=tiles)
         self.earlier, self.musc = earlier, MuSc(config, cache=place, progress=progress)
         if self.musc.backbone.weights_id != earlier.weights:
             raise ConfigError(
@@ -263,21 +264,31 @@ def score_against(
 
 def _pool(earlier: MuScResult, keys: list[str], names: list[str], musc: MuSc) -> Features:
     """The tokens of the earlier result's pool: from the cache, or from its images where these are what they were."""
-    half = musc.config.backbone_precision == "float16"
-    try:
-        if musc.cache is None:
-            raise DataError(f"the result of {earlier.category} was made without a cache of tokens.")
-        return stored(keys, names, musc.backbone, musc.cache, half)
-    except DataError as error:
-        files = [Path(earlier.root, name) for name in names]
-        if not earlier.root or not all(file.is_file() for file in files):
-            said = f"{error} Its images are not where they were either: give --cache, or run them again with --force."
-            raise DataError(said) from error
-        found = musc.features([Sample(name, file) for name, file in zip(names, files, strict=True)])
-        if list(found.keys) != keys:
-            changed = next(n for n, k in zip(names, keys, strict=True) if k not in found.keys)
-            raise DataError(f"{changed} has changed since {earlier.category} was scored: run that again.") from error
-        return found
+    half, tiled = musc.config.backbone_precision == "float16", musc.config.tiles > 1
+    if tiled and earlier.reference_keys:
+        raise ConfigError(
+            f"tiles = {musc.config.tiles}: they are cut out of the images, and of the reference images of "
+            f"{earlier.category} no file is known; run it with these among the images, or without tiles."
+        )
+    missing = DataError(f"the result of {earlier.category} was made without a cache of tokens.")
+    if tiled:
+        missing = DataError(f"tiles = {musc.config.tiles}: they are cut out of the images.")
+    elif musc.cache is not None:
+        try:
+            return stored(keys, names, musc.backbone, musc.cache, half)
+        except DataError as error:
+            missing = error
+    files = [Path(earlier.root, name) for name in names]
+    if not all(file.is_file() for file in files):
+        remedy = ": " if tiled else " either: give --cache, or "
+        raise DataError(
+            f"{missing} Its images are not where they were{remedy}run them again with --force."
+        ) from missing
+    found = musc.features([Sample(name, file) for name, file in zip(names, files, strict=True)])
+    if list(found.keys) != keys:
+        changed = next(n for n, k in zip(names, keys, strict=True) if k not in found.keys)
+        raise DataError(f"{changed} has changed since {earlier.category} was scored: run that again.")
+    return found
 
 
 def _with_its_region(pool: Features, earlier: MuScResult, musc: MuSc) -> Features:

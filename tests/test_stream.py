@@ -198,6 +198,28 @@ def test_a_new_image_is_scored_as_in_a_batch_with_the_pool(musc, photos, tmp_pat
         score_against(paths[:2], earlier)
 
 
+@pytest.mark.parametrize("changes", [{}, {"tile_pool": "all"}, {"rescoring": "rscon", "aggregation": "snamd"}])
+def test_a_new_image_is_scored_in_tiles_as_in_a_batch_with_the_pool(
+    photos, tmp_path, tiny_config, tiny_backbone, changes, loaded
+):
+    paths = sorted(photos.iterdir())
+    musc = MuSc(tiny_config.replace(tiles=2, **changes), backbone=tiny_backbone, cache=tmp_path / "cache")
+    earlier = musc.run(paths[:3])
+    found = score_against(paths[3:5], earlier, device="cpu")
+    for i, path in enumerate(paths[3:5]):
+        batch = musc.run([*paths[:3], path])
+        np.testing.assert_allclose(found.anomaly_maps[i], batch.anomaly_maps[3], atol=1e-5)
+    referred = musc.run(paths[:3], references=paths[3:4]) if not changes else None
+    if referred:
+        with pytest.raises(ConfigError, match=r"of the reference images of .* no file is known"):
+            score_against(paths[4:], referred)
+    paths[0].unlink()
+    with pytest.raises(
+        DataError, match=r"tiles = 2: they are cut out of the images\. Its images are not where they were: run"
+    ):
+        score_against(paths[4:], earlier)
+
+
 def test_a_pool_that_is_gone_is_named(musc, photos, tmp_path, loaded, tiny_config, tiny_backbone):
     paths = sorted(photos.iterdir())
     gone = [shutil.copy(path, tmp_path / path.name) for path in paths[:4]]

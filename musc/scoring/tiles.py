@@ -212,6 +212,7 @@ def _scores_among_all(
     c, tile = config, every[t]
     P = len(tile)
     others = ~torch.eye(P, dtype=torch.bool)[:N]  # [N, P]: an image does not score itself
+    others[:, :N] &= c.references != 0  # references alone score
     total: dict[tuple[int, int], Tensor] = {}
     means = {grid: consistency.MeanDistances(tile.grids.count(grid)) for grid in tile.grids}
     for n, grid in enumerate(tile.grids):
