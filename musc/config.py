@@ -172,14 +172,10 @@ class MuScConfig:
             if not ok:
                 raise ConfigError(f"{name} = {getattr(self, name)!r}: {remedy}")
 
-        for name in ("degrees", "windows", "stages", "interval"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, tuple(value))
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _plain(getattr(self, f.name)))
         if self.image_size is not None:
             object.__setattr__(self, "image_size", as_size(self.image_size))
-        if isinstance(self.weights, Path):
-            object.__setattr__(self, "weights", str(self.weights))
 
         for f in dataclasses.fields(self):
             value, choices, least = getattr(self, f.name), f.metadata["choices"], f.metadata["least"]
@@ -189,21 +185,28 @@ class MuScConfig:
                 require(fits or value is None, f.name, f"give a whole number from {least}, or leave it out.")
             else:
                 require(fits, f.name, f"give a whole number from {least}.")
+            _check_kind(f.name, value)
+        require(self.seed < 2**64, "seed", "give a whole number below 2^64.")
         for name, value in PRESETS.get(self.method, {}).items():
             if getattr(self, name) == _DEFAULTS[name]:
                 object.__setattr__(self, name, value)
         if not self.mutual:
             self.check_unused(MUTUAL_ONLY, f"the method {self.method}")
-        low, high = self.interval if len(self.interval) == 2 else (math.nan, math.nan)
+        low, high = self.interval
         require(
             0 <= low < high <= 1,
             "interval",
             "give two fractions, 0 <= low < high <= 1; the paper's is (0, 0.3).",
         )
         require(
-            bool(self.degrees) and all(isinstance(r, int) and r > 0 and r % 2 for r in self.degrees),
+            bool(self.degrees) and all(r > 0 and r % 2 for r in self.degrees),
             "degrees",
             "give odd whole numbers, such as 1, 3, 5.",
+        )
+        require(
+            len(set(self.degrees)) == len(self.degrees),
+            "degrees",
+            "name each one once.",
         )
         require(
             all(k >= 1 and (k == math.inf or k == int(k)) for k in self.windows),
@@ -288,7 +291,7 @@ class MuScConfig:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> MuScConfig:
-        """The inverse of `to_dict`. Raises ConfigError on a name that is no setting, and a value of another kind."""
+        """The inverse of `to_dict`. Raises ConfigError as the class does, and on a name that is no setting."""
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(plain) - known):
             raise ConfigError(f"unknown settings {', '.join(unknown)}; the known ones are {', '.join(sorted(known))}.")
@@ -299,16 +302,20 @@ class MuScConfig:
             values["windows"] = tuple(math.inf if k == "inf" else k for k in values["windows"])
         if values.get("position_window") == "inf":
             values["position_window"] = math.inf
-        hints = _hints()
         for name, value in values.items():
-            if not _is_of(value, hints[name]):
-                raise ConfigError(f"{name} = {value!r}: that is no value of this setting; {_help(name)}.")
+            _check_kind(name, value)
         return cls(**values)
 
 
 @cache
 def _hints() -> dict[str, Any]:
     return get_type_hints(MuScConfig)
+
+
+def _check_kind(name: str, value: Any) -> None:
+    if not _is_of(value, _hints()[name]):
+        about = next(f.metadata["help"] for f in dataclasses.fields(MuScConfig) if f.name == name)
+        raise ConfigError(f"{name} = {value!r}: that is no value of this setting; {about}.")
 
 
 def _is_of(value: Any, hint: Any) -> bool:
@@ -327,8 +334,13 @@ def _is_of(value: Any, hint: Any) -> bool:
     return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
 
 
-def _help(name: str) -> str:
-    return next(f.metadata["help"] for f in dataclasses.fields(MuScConfig) if f.name == name)
+def _plain(value: Any) -> Any:
+    """A value in plain types, which JSON knows, of NumPy's numbers and arrays, lists, paths and torch's devices."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple | range):
+        return tuple(map(_plain, value))
+    return str(value) if isinstance(value, Path) or type(value).__name__ == "device" else value
 
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(MuScConfig)}

@@ -123,7 +123,8 @@ def load(
         >>> [category.name for category in load(categories=["tile", "leather"], good=1, defects=1)]
         ['tile', 'leather']
     """
-    layout = "synthetic" if root is None and layout is None else layout or detect_layout(root or "")
+    if layout is None:
+        layout = "synthetic" if root is None else detect_layout(root)
     chosen = list(categories) if categories else list_categories(layout, root)
     if len(chosen) == 1:
         return [load_category(layout, root, chosen[0], **options)]
@@ -191,7 +192,7 @@ def _lister(layout: str | None, root: Path | str | None) -> tuple[Path, Any]:
         raise ConfigError(f"the layout {layout} needs the folder of the data set.")
     path = _root(root)
     entries(path)  # names a missing or forbidden folder before any layout looks into it
-    return path, _LISTERS[layout or detect_layout(path)]
+    return path, _LISTERS[detect_layout(path) if layout is None else layout]
 
 
 def _subfolders(path: Path | None) -> list[str]:

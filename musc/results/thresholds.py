@@ -183,6 +183,8 @@ class _NormalPart:
         v = np.log(x) if logs else x
         centre = _lowest_mode(v)
         below = centre - v[v <= centre]
+        if not len(below):  # the mode lies below all: many equal lowest scores, as copies have
+            return None
         # a new value beside n known ones has 1 + 1/n times their variance; a mode is less certain than their mean
         scale = math.sqrt(float(np.mean(below**2)) * (1 + 4 / len(below)))
         return cls(centre, scale, len(below), logs) if scale > 0 else None
