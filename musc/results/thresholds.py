@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -71,8 +72,8 @@ def check(method: str | float, labels: ArrayLike | Sequence[int | None] | None =
             raise ConfigError('threshold "f1-max" needs labels, both normal and anomalous: use robust or mixture.')
     elif isinstance(method, str) and method not in METHODS:
         raise ConfigError(f"threshold = {method!r}: choose one of {', '.join(METHODS)}, or a number.")
-    elif not isinstance(method, str) and not math.isfinite(method):
-        raise ConfigError(f"threshold = {method!r}: give a finite number.")
+    elif not isinstance(method, str) and not (isinstance(method, Real) and math.isfinite(method)):
+        raise ConfigError(f'threshold = {method!r}: give a finite number, or "none" for no decisions.')
 
 
 def robust(scores: ArrayLike, false_alarm_rate: float | None = None) -> Threshold:
