@@ -33,6 +33,10 @@ def rscin(args: argparse.Namespace) -> int:
     """Re-score a file; print the metrics before and after where it has labels."""
     from musc.plugin import rescore_file
 
+    if args.scores.is_dir():
+        raise ConfigError(
+            f"{args.scores} is a folder: name the file of the scores, such as {args.scores / 'scores.csv'}."
+        )
     out = args.out or args.scores.with_name(f"{args.scores.stem}_rscin.csv")
     if out.resolve() == args.scores.resolve():
         raise ConfigError(f"--out {out} is the file of the scores itself: choose another name.")
