@@ -162,6 +162,8 @@ def as_category(images: Images) -> Category:
         return load_category(None, Path(images))
     if isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 2 or _is_colour(images):
         raise DataError("one image alone is given: give a list of images of one product.")
+    if not isinstance(images, Iterable):
+        raise DataError(f"images are a {type(images).__name__}: give a folder, or paths, arrays or PIL images.")
     if isinstance(images, Mapping):
         named = [(printable(str(name)), image) for name, image in images.items()]
     else:
