@@ -168,13 +168,10 @@ class MuScConfig:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for name in ("degrees", "windows", "stages", "interval"):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, tuple(value))
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _plain(getattr(self, f.name)))
         if self.image_size is not None:
             object.__setattr__(self, "image_size", as_size(self.image_size))
-        if isinstance(self.weights, Path):
-            object.__setattr__(self, "weights", str(self.weights))
         self._check_fields()
         for name, value in PRESETS.get(self.method, {}).items():
             if getattr(self, name) == _DEFAULTS[name]:
@@ -198,14 +195,17 @@ class MuScConfig:
                 self._require(fits or value is None, f.name, f"give a whole number from {least}, or leave it out.")
             else:
                 self._require(fits, f.name, f"give a whole number from {least}.")
+            _check_kind(f.name, value)
 
     def _check_values(self) -> None:
         """Of each setting by itself."""
-        low, high = self.interval if len(self.interval) == 2 else (math.nan, math.nan)
+        self._require(self.seed < 2**64, "seed", "give a whole number below 2^64.")
+        low, high = self.interval
         ok = 0 <= low < high <= 1
         self._require(ok, "interval", "give two fractions, 0 <= low < high <= 1; the paper's is (0, 0.3).")
-        ok = bool(self.degrees) and all(isinstance(r, int) and r > 0 and r % 2 for r in self.degrees)
+        ok = bool(self.degrees) and all(r > 0 and r % 2 for r in self.degrees)
         self._require(ok, "degrees", "give odd whole numbers, such as 1, 3, 5.")
+        self._require(len(set(self.degrees)) == len(self.degrees), "degrees", "name each one once.")
         ok = all(k >= 1 and (k == math.inf or k == int(k)) for k in self.windows)
         self._require(ok, "windows", "give whole numbers from 1 (the image itself), or inf for all images.")
         ok = self.stages is None or (bool(self.stages) and all(s >= 1 for s in self.stages))
@@ -283,7 +283,7 @@ class MuScConfig:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> MuScConfig:
-        """The inverse of `to_dict`. Raises ConfigError on a name that is no setting, and a value of another kind."""
+        """The inverse of `to_dict`. Raises ConfigError as the class does, and on a name that is no setting."""
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(plain) - known):
             raise ConfigError(f"unknown settings {', '.join(unknown)}; the known ones are {', '.join(sorted(known))}.")
@@ -294,16 +294,20 @@ class MuScConfig:
             values["windows"] = tuple(math.inf if k == "inf" else k for k in values["windows"])
         if values.get("position_window") == "inf":
             values["position_window"] = math.inf
-        hints = _hints()
         for name, value in values.items():
-            if not _is_of(value, hints[name]):
-                raise ConfigError(f"{name} = {value!r}: that is no value of this setting; {_help(name)}.")
+            _check_kind(name, value)
         return cls(**values)
 
 
 @cache
 def _hints() -> dict[str, Any]:
     return get_type_hints(MuScConfig)
+
+
+def _check_kind(name: str, value: Any) -> None:
+    if not _is_of(value, _hints()[name]):
+        about = next(f.metadata["help"] for f in dataclasses.fields(MuScConfig) if f.name == name)
+        raise ConfigError(f"{name} = {value!r}: that is no value of this setting; {about}.")
 
 
 def _is_of(value: Any, hint: Any) -> bool:
@@ -322,8 +326,13 @@ def _is_of(value: Any, hint: Any) -> bool:
     return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
 
 
-def _help(name: str) -> str:
-    return next(f.metadata["help"] for f in dataclasses.fields(MuScConfig) if f.name == name)
+def _plain(value: Any) -> Any:
+    """A value in plain types, which JSON knows, of NumPy's numbers and arrays, lists, paths and torch's devices."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple | range):
+        return tuple(map(_plain, value))
+    return str(value) if isinstance(value, Path) or type(value).__name__ == "device" else value
 
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(MuScConfig)}

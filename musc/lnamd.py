@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
+from typing import Any
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -21,7 +23,7 @@ def square_grid(M: int, grid: tuple[int, int] | None = None) -> tuple[int, int]:
     """
     side = math.isqrt(M)
     H, W = grid or (side, side)
-    if H * W != M:
+    if H * W != M or H < 1 or W < 1:
         said = f"grid {H} x {W} has {H * W} patches" if grid else "that is no square number"
         raise ValueError(f"{M} patch tokens, but {said}: give grid=(rows, columns) of the patch grid.")
     return H, W
@@ -34,9 +36,28 @@ def check_degree(degree: int) -> int:
         >>> check_degree(3)
         3
     """
-    if degree < 1 or degree % 2 == 0:
-        raise ValueError(f"aggregation degree {degree}: give an odd whole number, such as 1, 3 or 5.")
+    if not isinstance(degree, Integral) or degree < 1 or degree % 2 == 0:
+        raise ValueError(f"aggregation degree {degree!r}: give an odd whole number, such as 1, 3 or 5.")
     return degree
+
+
+def check_tokens(tokens: Any, axes: str = "N M C", what: str = "patch tokens") -> None:
+    """Raises ValueError, with the remedy, unless `tokens` are floats in a torch tensor with these axes, none but the
+    first of them empty.
+
+    Example:
+        >>> import torch
+        >>> check_tokens(torch.ones(2, 9, 4, dtype=torch.long))
+        Traceback (most recent call last):
+        ValueError: patch tokens of torch.int64: give floats, such as tokens.float().
+    """
+    wanted = f"[{', '.join(axes.split())}]"
+    if not isinstance(tokens, Tensor):
+        raise ValueError(f"{what} in a {type(tokens).__name__}: give a tensor {wanted}; torch.as_tensor makes one.")
+    if tokens.ndim != len(axes.split()) or 0 in tokens.shape[1:]:
+        raise ValueError(f"{what} of shape {tuple(tokens.shape)}: give {wanted}.")
+    if not tokens.is_floating_point():
+        raise ValueError(f"{what} of {tokens.dtype}: give floats, such as tokens.float().")
 
 
 def layer_norm(patch_tokens: Float[Tensor, "N M C"]) -> Float[Tensor, "N M C"]:
@@ -48,6 +69,7 @@ def layer_norm(patch_tokens: Float[Tensor, "N M C"]) -> Float[Tensor, "N M C"]:
         >>> round(abs(float(tokens.mean())), 4), round(float(tokens.std(correction=0)), 4)
         (0.0, 1.0)
     """
+    check_tokens(patch_tokens)
     return F.layer_norm(patch_tokens, patch_tokens.shape[1:], eps=EPS)
 
 
@@ -84,6 +106,7 @@ def aggregate(
         >>> aggregate(tokens, 3).norm(dim=-1).allclose(torch.ones(2, 9))
         True
     """
+    check_tokens(patch_tokens)
     M = patch_tokens.shape[1]
     H, _ = square_grid(M, grid)
     r = check_degree(degree)

@@ -55,6 +55,7 @@ def patch_to_image_distances(
         tensor([[1., 1.],
                 [9., 6.]])
     """
+    lnamd.check_tokens(features)
     N, M, _ = features.shape
     wide = features if features.dtype == torch.float64 else features.float()
     if references is not None:
@@ -81,7 +82,7 @@ def interval_bounds(J: int, interval: tuple[float, float] = (0.0, 0.3)) -> tuple
         >>> interval_bounds(10), interval_bounds(10, (0.1, 0.5)), interval_bounds(2)
         ((0, 3), (1, 5), (0, 1))
     """
-    Y, X = interval
+    Y, X = interval if len(interval) == 2 else (math.nan, math.nan)
     if not 0 <= Y < X <= 1:
         raise ValueError(f"interval {interval}: give two fractions, 0 <= low < high <= 1; the paper's is (0, 0.3).")
     if J < 1:
@@ -121,6 +122,7 @@ def interval_average(
     """
     J = distances.shape[1]
     low, high = interval_bounds(J, interval)
+    lnamd.check_tokens(distances, "N J M", "distances")
     if reduction not in ("mean", "min", "max"):
         raise ValueError(f"reduction {reduction!r}: choose mean, min or max.")
     if J == 1:
@@ -198,10 +200,8 @@ def mutual_scores(
         >>> divmod(int(scores.argmax()), 9)  # (image, patch)
         (5, 4)
     """
-    if not stages:
-        raise ValueError("no stages: give the patch tokens of at least one.")
-    if len({tokens.shape[:2] for tokens in stages}) > 1:
-        raise ValueError(f"stages of unequal shapes {[tuple(t.shape) for t in stages]}: same images, same patches.")
+    engines.check_stages(stages, references)
+    interval_average(stages[0].new_zeros(1, 1, 1), interval, reduction)  # raises before the work
     total = torch.zeros(stages[0].shape[:2], dtype=_wide(stages[0].dtype), device=stages[0].device)
     for n, tokens in enumerate(stages):
         extra = None if references is None else references[n]
@@ -240,7 +240,7 @@ def stage_rows(
         >>> all(part.equal(whole[:, i.start : i.stop]) for i, part in stage_rows(stage, max_bytes=500 << 20))
         True
     """
-    _check_stage(tokens, degrees, references, precision, position_window)
+    _check_stage(tokens, degrees, references, precision, position_window, block)
     N, M, C = tokens.shape
     R = 0 if references is None else len(references)
     plan = None if pool is None and N + R > 1 else plan_pool(N, R, pool, seed)
@@ -308,8 +308,8 @@ def stage_distances(
         >>> scores.allclose(mutual_scores([stage], (1, 3)))
         True
     """
+    _check_stage(tokens, degrees, references, precision, position_window, block)
     N, M, _ = tokens.shape
-    _check_stage(tokens, degrees, references, precision, position_window)
     plan = plan_pool(N, 0 if references is None else len(references), pool, seed)
     if out is None:
         out = torch.empty(len(degrees), N, plan.J, M, dtype=_wide(tokens.dtype), device=tokens.device)
@@ -350,8 +350,9 @@ def newcomer_distances(
         >>> to_pool.allclose(stage_distances(stage)[:, 0], atol=1e-5)
         True
     """
+    lnamd.check_tokens(tokens, "M C")
+    engines.check_settings(degrees, precision, block)
     P, (M, _) = len(pool), tokens.shape
-    engines.check_settings(degrees, precision)
     if not P:
         raise ValueError("the pool is empty: a new image needs at least one other image to be compared with.")
     if odd := [tuple(other.shape) for other in pool if other.shape != tokens.shape]:
@@ -364,7 +365,7 @@ def newcomer_distances(
     out = found.as_strided((len(degrees), P + 1, P + 1, M), (found.stride(0), M, M, 1))
 
     def image(p: int) -> Tensor:
-        return pool[p - 1] if p else tokens
+        return (pool[p - 1] if p else tokens).detach()
 
     engines.compare(
         image, Plan(slot, P + 1), degrees, grid, out, precision, block, position_window, False, 1 if checked else None
@@ -380,16 +381,17 @@ def _images(tokens: Tensor, references: Tensor | None) -> Callable[[int], Tensor
     N = len(tokens)
 
     def image(p: int) -> Tensor:
-        return tokens[p] if references is None or p < N else references[p - N]
+        return (tokens[p] if references is None or p < N else references[p - N]).detach()
 
     return image
 
 
 def _check_stage(
-    tokens: Tensor, degrees: Sequence[int], references: Tensor | None, precision: str, position_window: float
+    tokens: Tensor, degrees: Sequence[int], references: Tensor | None, precision: str, window: float, block: int | None
 ) -> None:
-    engines.check_settings(degrees, precision)
-    windowed.check_window(position_window)
+    lnamd.check_tokens(tokens)
+    engines.check_settings(degrees, precision, block)
+    windowed.check_window(window)
     if references is not None and references.shape[1:] != tokens.shape[1:]:
         raise ValueError(
             f"references {tuple(references.shape)} but patch tokens {tuple(tokens.shape)}: same patches and channels."

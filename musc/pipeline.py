@@ -68,7 +68,7 @@ class MuSc:
         progress: bool = False,
         scheduler: str | Cluster | None = None,
     ) -> None:
-        self.config = config or MuScConfig()
+        self.config = MuScConfig() if config is None else _checked(config)
         if self.config.backbone == AUTO:  # the result says which network it was, and so does its fingerprint
             name = backbone.spec.name if backbone is not None else choose_backbone(self.config.weights)
             self.config = self.config.replace(backbone=name)
@@ -160,7 +160,8 @@ class MuSc:
         category, pool = as_category(images), as_category(references) if references is not None else None
         for given, what in ((category, "images"), (pool, "reference images")):
             if given is not None and not given.samples:
-                raise DataError(given.skipped[0].reason if given.skipped else f"{given.name} holds no {what}.")
+                where = f" in {given.name}" if given.name else ""
+                raise DataError(given.skipped[0].reason if given.skipped else f"there are no {what}{where}.")
         musc, squashed = self.fitted(category.samples)
         if musc is not self:
             result = musc.run(category, pool)
@@ -370,8 +371,14 @@ def score_folder(folder: Path | str, config: MuScConfig | None = None, **setting
         >>> result.paths, result.anomaly_maps.shape
         (('0.png', '1.png', '2.png'), (3, 64, 64))
     """
-    config = (config or MuScConfig(backbone=AUTO)).replace(**settings)
+    config = (MuScConfig(backbone=AUTO) if config is None else _checked(config)).replace(**settings)
     return MuSc(config).run(folder)
+
+
+def _checked(config: Any) -> MuScConfig:
+    if not isinstance(config, MuScConfig):
+        raise ConfigError(f"config is a {type(config).__name__}: give a MuScConfig, such as MuScConfig(seed=1).")
+    return config
 
 
 @contextmanager

@@ -26,8 +26,14 @@ def minmax(image_scores: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
         >>> minmax(torch.tensor([1.0, 3.0, 5.0]))
         tensor([0.0000, 0.5000, 1.0000])
     """
-    low, high = image_scores.min(), image_scores.max()
-    return (image_scores - low) / (high - low) if high > low else torch.zeros_like(image_scores)
+    if not (isinstance(image_scores, Tensor) and image_scores.ndim == 1 and len(image_scores)):
+        what = tuple(image_scores.shape) if isinstance(image_scores, Tensor) else type(image_scores).__name__
+        raise ValueError(f"image scores {what}: give a tensor [N] of at least one.")
+    scores = image_scores if image_scores.is_floating_point() else image_scores.float()
+    low, high = scores.min(), scores.max()
+    if not torch.isfinite(high - low):
+        raise ValueError("image scores hold NaN or infinity, or overflow: leave those images out first.")
+    return (scores - low) / (high - low) if high > low else torch.zeros_like(scores)
 
 
 def rescore(
@@ -48,7 +54,8 @@ def rescore(
             on MVTec AD and BTAD and (8, 9) on VisA. An empty sequence leaves the min-max scores as they are.
 
     Returns:
-        [N], unitless, in the scores' dtype and on their device. Values stay in [0, 1] where no similarity is negative.
+        [N], unitless, in the scores' dtype (float32 of whole numbers) and on their device. Values stay in [0, 1] where
+        no similarity is negative.
 
     Raises:
         ValueError: lengths differ, a value is not finite, a window is below 1 or above N, or the kept similarities of
@@ -64,6 +71,10 @@ def rescore(
         >>> rescore(torch.tensor([0.0, 0.2, 0.6, 1.0]), tokens, windows=(2,))
         tensor([0.0500, 0.1500, 0.7000, 0.9000])
     """
+    for tensor, ndim in ((image_scores, 1), (class_tokens, 2)):
+        if not isinstance(tensor, Tensor) or tensor.ndim != ndim:
+            what = f"of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"in a {type(tensor).__name__}"
+            raise ValueError(f"values {what}: give tensors, image scores [N] and class tokens [N, D].")
     N = len(image_scores)
     if N == 0 or len(class_tokens) != N:
         raise ValueError(
@@ -71,8 +82,10 @@ def rescore(
         )
     if not (torch.isfinite(image_scores).all() and torch.isfinite(class_tokens).all()):
         raise ValueError("image scores or class tokens hold NaN or infinity: leave those images out first.")
+    if not isinstance(windows, Sequence) or isinstance(windows, str):
+        raise ValueError(f"windows = {windows!r}: give several in a row, such as (2, 3).")
     for k in windows:
-        if not (k == math.inf or (k == int(k) and 1 <= k <= N)):
+        if not (k == math.inf or (1 <= k <= N and k == int(k))):
             raise ValueError(
                 f"window {k}: give whole numbers from 1 (the image itself) to N = {N}, or inf for all images."
             )
@@ -80,6 +93,8 @@ def rescore(
     scores = minmax(image_scores.double())  # C: [N]
     tokens = class_tokens.double()
     similarity = tokens @ tokens.T  # W: [N, N]
+    if not torch.isfinite(similarity).all():
+        raise ValueError("products of class tokens overflow: L2-normalise the class tokens.")
     # Self first, whatever the ties; then by falling similarity, and by index where that is equal.
     order = similarity.clone().fill_diagonal_(math.inf).argsort(dim=1, descending=True, stable=True)
 
@@ -95,7 +110,8 @@ def rescore(
                 "needs a positive sum. L2-normalise the class tokens, or use smaller windows."
             )
         smoothed += (weights * scores[nearest]).sum(dim=1) / total
-    return (smoothed / (len(windows) + 1)).to(image_scores.dtype)
+    smoothed /= len(windows) + 1
+    return smoothed.to(image_scores.dtype) if image_scores.is_floating_point() else smoothed.float()
 
 
 def salient_tokens(patch_scores: Float[Tensor, "N M"], tokens: Float[Tensor, "_ _ C"]) -> Float[Tensor, "N C"]:
@@ -120,7 +136,7 @@ def salient_tokens(patch_scores: Float[Tensor, "N M"], tokens: Float[Tensor, "_ 
         tensor([[0.6000, 0.8000],
                 [0.0000, 1.0000]])
     """
-    if tokens.shape[:2] != patch_scores.shape:
+    if tokens.shape[:2] != patch_scores.shape or 0 in tokens.shape[1:]:
         raise ValueError(f"patch scores {tuple(patch_scores.shape)} but tokens {tuple(tokens.shape)}: same patches.")
     rows = torch.arange(len(tokens), device=tokens.device)
     return F.normalize(tokens[rows, patch_scores.argmax(dim=1).to(tokens.device)], dim=-1)

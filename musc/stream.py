@@ -188,6 +188,8 @@ class Against:
         names = [] if plus else list(earlier.paths)
         keys = [*([] if plus else earlier.keys), *earlier.reference_keys]
         names += [f"reference {j}" for j in range(len(earlier.reference_keys))]
+        if len(keys) != len(names):
+            raise DataError(f"the result of {earlier.category} does not say what its images hold: run it again.")
         warned = earlier.config.consistency == "warn"  # which changes no score
         config = earlier.config.replace(consistency="off") if warned else earlier.config
         tiles = config.tiles  # which `musc.run` has cut too; a stream holds whole images

@@ -74,7 +74,7 @@ def test_a_help_text_is_no_part_of_what_the_numbers_depend_on(tmp_path):
 
 WHOLE = st.integers(1, 9)
 SETTINGS = {
-    "degrees": st.lists(st.sampled_from([1, 3, 5, 7, 13]), min_size=1, max_size=4).map(tuple),
+    "degrees": st.lists(st.sampled_from([1, 3, 5, 7, 13]), min_size=1, max_size=4, unique=True).map(tuple),
     "interval": st.tuples(st.floats(0, 0.4), st.floats(0.5, 1)),
     "windows": st.lists(WHOLE | st.just(math.inf), max_size=3).map(tuple),
     "stages": st.none() | st.lists(WHOLE, min_size=1, max_size=4).map(tuple),

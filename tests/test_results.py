@@ -158,7 +158,7 @@ def test_a_file_of_the_folders_name_stays(result, tmp_path):
         (lambda f: (f / "anomaly_maps.npy").unlink(), r"no finished result: .*anomaly_maps\.npy"),
         (lambda f: (f / "result.json").write_text("{"), "cannot be read"),
         (lambda f: (f / "result.json").write_text('{"format": 99}'), "format 99"),
-        (lambda f: (f / "scores.csv").write_text("path,score\n"), "0 rows"),
+        (lambda f: (f / "scores.csv").write_text("path,score\n"), "no column 'rank'"),
     ],
 )
 def test_a_damaged_result_says_what_is_wrong(result, tmp_path, damage, message):

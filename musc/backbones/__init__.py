@@ -208,7 +208,7 @@ def _resolve(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" holds no numbers
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"device = {name!r} cannot be used here ({str(error).splitlines()[0]}): try auto or cpu."

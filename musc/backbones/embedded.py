@@ -327,7 +327,8 @@ def load(path: str | Path | None = None) -> ViT:
     """
     path = Path(path) if path is not None else EMBEDDED_WEIGHTS
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file; make one with `python -m pretraining`.")
+        what = "a folder, not a file" if path.is_dir() else "no such file; check the path"
+        raise WeightsError(f"{path}: {what}, or make one with `python -m pretraining`.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

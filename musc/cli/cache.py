@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from musc.cli.failures import DONE
-from musc.cli.options import BYTES, Read
+from musc.cli.options import BYTES, Read, place
 from musc.errors import ConfigError
 
 EXAMPLES = """\
@@ -27,7 +27,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     text = "list the extracted tokens that are kept, or remove the oldest"
     sub = commands.add_parser("cache", help=text, description=f"{text.capitalize()}.", epilog=EXAMPLES)
     sub.add_argument("what", nargs="?", choices=("list", "prune"), default="list", help="(default: list)")
-    sub.add_argument("--cache", type=Path, default=Path("results/.cache"), metavar="DIR", help="(default: %(default)s)")
+    sub.add_argument(
+        "--cache", type=place, default=Path("results/.cache"), metavar="DIR", help="(default: %(default)s)"
+    )
     sub.add_argument(
         "--max-size", action=Read, kind=BYTES, metavar="SIZE", help="what prune leaves at most; 0: nothing"
     )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musc.cli.data import add_data_options, add_reference_options, categories_of, check_references, references_of
 from musc.cli.failures import DONE
-from musc.cli.options import WORDS, Read, add_scheduler_option
+from musc.cli.options import WORDS, Read, add_scheduler_option, place
 from musc.cli.outputs import RESULTS, check_folder
 from musc.cli.settings import BY_DATA_SET, FIELDS, add_settings, given_settings, with_network
 from musc.config import METHODS, NEED_REFERENCES, PAPER_WINDOWS, MuScConfig
@@ -41,8 +40,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_reference_options(sub, plus=False)
     names = [name for name in FIELDS if name != "method"]
     add_settings(sub.add_argument_group("settings"), names, left_open=BY_DATA_SET)
-    sub.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of results (default: results)")
-    sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of extracted tokens (default: OUT/.cache)")
+    sub.add_argument("--out", type=place, default=RESULTS, metavar="DIR", help="folder of results (default: results)")
+    sub.add_argument("--cache", type=place, metavar="DIR", help="folder of extracted tokens (default: OUT/.cache)")
     add_scheduler_option(sub)
     sub.add_argument("--force", action="store_true", help="measure again what is finished already")
     sub.set_defaults(command=compare, plus=False, method="musc")

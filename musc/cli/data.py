@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from musc.cli.options import WORDS, Kind, Read, count
+from musc.cli.options import WORDS, Kind, Read, count, place
 from musc.config import NEED_REFERENCES
 from musc.errors import ConfigError
 
@@ -25,6 +25,8 @@ def add_data_options(sub: argparse.ArgumentParser) -> None:
 
 def source_of(args: argparse.Namespace) -> tuple[str | None, Path | None]:
     """Layout and folder that the words mean; neither is looked at. Raises ConfigError where they contradict."""
+    if args.root is not None and not args.root.strip():
+        raise ConfigError("the name of the folder is empty: name one, or . for the working folder.")
     if args.root is None and args.layout != "synthetic":
         raise ConfigError("name a folder, or the word synthetic for the built-in data set.")
     if args.root is None or (args.root == "synthetic" and not Path(args.root).exists()):
@@ -51,7 +53,7 @@ def categories_of(args: argparse.Namespace) -> list[Category]:
 def add_reference_options(sub: argparse.ArgumentParser, *, plus: bool = True) -> None:
     """--reference-images, --shots and, with `plus`, --plus."""
     group = sub.add_argument_group("normal reference images (few-shot)")
-    group.add_argument("--reference-images", type=Path, metavar="DIR", help="normal images that score the others too; "
+    group.add_argument("--reference-images", type=place, metavar="DIR", help="normal images that score the others too; "
                        "with several categories, a folder DIR/CATEGORY each")  # fmt: skip
     group.add_argument("--shots", action=Read, kind=Kind(_shots, "give a whole number from 1, or all."), metavar="K",
                        help="take K of them, drawn by --seed, or all; without --reference-images from the category's "

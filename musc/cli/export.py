@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from musc.cli.failures import DONE
-from musc.cli.options import Read, one_of
+from musc.cli.options import Read, one_of, place
 from musc.cli.outputs import add_threshold_option, check_folder
 from musc.cli.score import find_result
 
@@ -25,11 +24,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """The words of `musc export`."""
     text = "write a result in the format of another program"
     sub = commands.add_parser("export", help=text, description=f"{text.capitalize()}.", epilog=EXAMPLES)
-    sub.add_argument("result", type=Path, metavar="RESULT", help="folder of a result")
+    sub.add_argument("result", type=place, metavar="RESULT", help="folder of a result")
     sub.add_argument("--format", action=Read, kind=one_of(FORMATS), required=True, metavar="{anomalib,fiftyone}",
                      help="anomalib: images and masks by decision, and its prediction fields; fiftyone: JSON, the "
                      "images stay where they are")  # fmt: skip
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    sub.add_argument("--out", type=place, required=True, metavar="DIR", help="a new folder")
     add_threshold_option(sub, default=None, unset="the result's")
     sub.set_defaults(command=export)
 

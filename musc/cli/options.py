@@ -6,6 +6,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from musc.cli.failures import WRONG_WORDS
@@ -44,6 +45,26 @@ class Read(argparse.Action):
         except ValueError:
             raise argparse.ArgumentError(None, f"{option} {text}: {self.kind.remedy}") from None
         setattr(namespace, self.dest, value)
+
+
+def place(text: str) -> Path:
+    """A path, in which "~" is the home folder, also where the shell left it (--out=~/x).
+
+    An empty text, such as that of a variable that is not set, is refused: as a path it would be the working folder.
+    """
+    try:
+        return Path(filled(text)).expanduser()
+    except ValueError:
+        raise argparse.ArgumentTypeError("an empty name: name a file or folder, or . for the working folder") from None
+    except RuntimeError:  # ~somebody who has no home here
+        return Path(text)
+
+
+def filled(text: str) -> str:
+    """A text that is not empty."""
+    if not text.strip():
+        raise ValueError(text)
+    return text
 
 
 def words(text: str) -> list[str]:
@@ -87,7 +108,9 @@ def size(text: str) -> int:
     if not found:
         raise ValueError(text)
     power = " kmgt".index(found[2] or " ")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    if not math.isfinite(number := float(found[1])):
+        raise ValueError(text)
+    return int(number * (1024 if found[3] else 1000) ** power)
 
 
 def neighbours(text: str) -> str | float:

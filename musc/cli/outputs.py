@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from musc.cli.options import COUNT, Kind, Read
+from musc.cli.options import COUNT, Kind, Read, place
 from musc.errors import ConfigError, ResultError
 from musc.saving import alone
 
@@ -25,7 +25,7 @@ RESULTS = Path("results")
 
 def add_output_options(sub: argparse.ArgumentParser, *, views: bool = True) -> None:
     """--out and --no-overlays; with `views`, --no-report and the settings of regions."""
-    sub.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="folder of results (default: results)")
+    sub.add_argument("--out", type=place, default=RESULTS, metavar="DIR", help="folder of results (default: results)")
     sub.add_argument("--no-overlays", action="store_true", help="write no pictures, and no report.html")
     if views:
         sub.add_argument("--no-report", action="store_true", help="write no report.html")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musc.cli.failures import DONE
+from musc.cli.options import place
 from musc.cli.outputs import add_region_options, write_views, writing
 from musc.errors import ConfigError, MuscError
 
@@ -29,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     text = "write the report of a result anew, and its regions"
     sub = commands.add_parser("report", help=text, description=f"{text.capitalize()}.", epilog=EXAMPLES)
     sub.add_argument(
-        "results", type=Path, nargs="+", metavar="RESULT", help="folders of results, or of several results"
+        "results", type=place, nargs="+", metavar="RESULT", help="folders of results, or of several results"
     )
     add_region_options(sub)
     sub.set_defaults(command=report)

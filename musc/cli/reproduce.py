@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from musc.cli.failures import DONE
-from musc.cli.options import COUNT, WORDS, Read
+from musc.cli.options import COUNT, WORDS, Read, place
 from musc.cli.outputs import RESULTS, check_folder
 from musc.cli.settings import BY_PROFILE, add_settings, given_settings, with_network
 from musc.errors import ConfigError
@@ -35,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sub.add_argument("--list", action="store_true", help="name them all")
     sub.add_argument("--profile", help="demo: synthetic data, no network; paper: your copies of MVTec AD, VisA, BTAD "
                      "with ViT-L-14-336 at 518 pixels (default: paper with a data root, else demo)")  # fmt: skip
-    sub.add_argument("--data-root", action="append", type=Path, metavar="DIR", help="folder of a data set, for the "
+    sub.add_argument("--data-root", action="append", type=place, metavar="DIR", help="folder of a data set, for the "
                      "profile paper; give the option again for another data set")  # fmt: skip
     add_settings(sub, SETTINGS, BY_PROFILE)
     sub.add_argument("--category", "--categories", action=Read, kind=WORDS, metavar="NAME,..", help="only these")
@@ -43,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                      "set")  # fmt: skip
     sub.add_argument("--images", action=Read, kind=COUNT, metavar="N", help="at most N images of a category (demo: 16)")
     out = RESULTS / "reproduce"
-    sub.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"folder (default: {out})")
+    sub.add_argument("--out", type=place, default=out, metavar="DIR", help=f"folder (default: {out})")
     sub.set_defaults(command=reproduce)
 
 

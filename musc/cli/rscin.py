@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from musc.cli.failures import DONE
-from musc.cli.options import WORDS, Read
+from musc.cli.options import WORDS, Read, place
 from musc.cli.outputs import check_folder
 from musc.cli.settings import add_settings
 from musc.errors import ConfigError
@@ -16,9 +15,9 @@ from musc.errors import ConfigError
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The words of `musc rscin`."""
     sub = commands.add_parser("rscin", help="re-score any method's image scores by RsCIN (Tab. 11)")
-    sub.add_argument("scores", type=Path, help="CSV file with the columns path, score and perhaps label, "
+    sub.add_argument("scores", type=place, help="CSV file with the columns path, score and perhaps label, "
                      "category; or predictions of anomalib (.json, .npz) or FiftyOne (.json)")  # fmt: skip
-    sub.add_argument("--class-tokens", type=Path, required=True, metavar="FILE", help="result folder, .npz, .npy, or "
+    sub.add_argument("--class-tokens", type=place, required=True, metavar="FILE", help="result folder, .npz, .npy, or "
                      "the authors' .dat (a pickle; only arrays are read)")  # fmt: skip
     add_settings(sub, ("windows",))
     sub.add_argument("--category", action=Read, kind=WORDS, metavar="NAME,..", help="only these, with commas between "
@@ -26,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sub.add_argument("--score-column", help="the column to re-score (default: raw_score where it is there, else score)")
     sub.add_argument("--by-order", action="store_true", help="join row by row: the tokens' file has no paths, and both "
                      "are known to stand in the same order")  # fmt: skip
-    sub.add_argument("--out", type=Path, metavar="FILE", help="CSV file to write (default: SCORES_rscin.csv)")
+    sub.add_argument("--out", type=place, metavar="FILE", help="CSV file to write (default: SCORES_rscin.csv)")
     sub.set_defaults(command=rscin)
 
 
@@ -34,6 +33,10 @@ def rscin(args: argparse.Namespace) -> int:
     """Re-score a file; print the metrics before and after where it has labels."""
     from musc.plugin import rescore_file
 
+    if args.scores.is_dir():
+        raise ConfigError(
+            f"{args.scores} is a folder: name the file of the scores, such as {args.scores / 'scores.csv'}."
+        )
     out = args.out or args.scores.with_name(f"{args.scores.stem}_rscin.csv")
     if out.resolve() == args.scores.resolve():
         raise ConfigError(f"--out {out} is the file of the scores itself: choose another name.")

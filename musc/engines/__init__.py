@@ -24,6 +24,7 @@ from musc.errors import ConfigError
 
 log = logging.getLogger(__name__)  # says which way was taken, and why
 
+LARGEST = 1e15  # of a token: the sum of the squares of an image's stays below what float32 holds
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -75,15 +76,18 @@ def compare(
 
 
 def check_finite(tokens: Tensor, p: int, N: int) -> None:
-    """Raises ValueError unless every number of pool image p's tokens is finite; from N on images are references."""
-    if not torch.isfinite(tokens.sum(dtype=torch.float64 if tokens.device.type == "cpu" else torch.float32)):
+    """Raises ValueError unless every number of pool image p's tokens is finite, and squares of it are; from N on images
+    are references."""
+    low, high = torch.aminmax(tokens)  # NaN where one is
+    if not (low > -LARGEST and high < LARGEST):
+        name = f"image {p}" if p < N else f"reference image {p - N}"
         wrong = (~torch.isfinite(tokens)).any(dim=1).nonzero()[:, 0].tolist()
-        if wrong:
-            name = f"image {p}" if p < N else f"reference image {p - N}"
-            raise ValueError(
-                f"{name}: {len(wrong)} patch tokens hold NaN or infinity, the first at patch {wrong[0]}. Extract its "
-                "features in float32, or leave the image out."
-            )
+        if not wrong:
+            raise ValueError(f"{name}: patch tokens from {low:g} to {high:g}, whose squares overflow: rescale them.")
+        raise ValueError(
+            f"{name}: {len(wrong)} patch tokens hold NaN or infinity, the first at patch {wrong[0]}. Extract its "
+            "features in float32, or leave the image out."
+        )
 
 
 def memory_map(path: Path | str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
@@ -102,10 +106,27 @@ def memory_map(path: Path | str, shape: Sequence[int], dtype: torch.dtype = torc
     return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).reshape(tuple(shape))
 
 
-def check_settings(degrees: Sequence[int], precision: str) -> None:
-    """Raises ValueError unless the degrees are odd, at least one, and the precision exists."""
+def check_stages(stages: Sequence[Tensor], references: Sequence[Tensor] | None) -> None:
+    """Raises ValueError unless there are patch tokens [N, M, C] of at least one stage, of the same N and M in all, and
+    references for each, if any."""
+    if isinstance(stages, Tensor) or not stages:
+        raise ValueError("no stages: give a list with the patch tokens of at least one.")
+    for tokens in stages:
+        lnamd.check_tokens(tokens)
+    if len({tokens.shape[:2] for tokens in stages}) > 1:
+        raise ValueError(f"stages of unequal shapes {[tuple(t.shape) for t in stages]}: same images, same patches.")
+    if references is not None and len(references) != len(stages):
+        raise ValueError(f"{len(stages)} stages, but references of {len(references)}: give the tokens of each.")
+
+
+def check_settings(degrees: Sequence[int], precision: str, block: int | None = None) -> None:
+    """Raises ValueError unless the degrees are odd, at least one, the precision exists, and a block holds an image."""
+    if block is not None and block < 1:
+        raise ValueError(f"block = {block}: give a number of images from 1.")
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+    if not isinstance(degrees, Sequence):
+        raise ValueError(f"degrees = {degrees!r}: give several in a row, such as (1, 3, 5).")
     if not degrees:
         raise ValueError("no degrees: give at least one, such as 1.")
     for degree in degrees:

@@ -117,8 +117,9 @@ def plan_pool(N: int, R: int = 0, pool: int | Tensor | None = None, seed: int = 
         if pool:
             chosen = _random_regular(N, pool, seed)
     else:
-        rows = torch.arange(N)[:, None]
-        if pool.shape[0] != N or (pool == rows).any() or pool.min() < 0 or pool.max() >= N:
+        rows, pool = torch.arange(N)[:, None], torch.as_tensor(pool)
+        shaped = pool.ndim == 2 and len(pool) == N and not pool.is_floating_point()
+        if not shaped or (pool == rows).any() or pool.min() < 0 or pool.max() >= N:
             raise ValueError(f"pool {tuple(pool.shape)}: give, for each of {N} images, the indices of others.")
         chosen[rows, pool] = True
         if len(chosen.sum(dim=1).unique()) > 1:

@@ -57,7 +57,7 @@ def read_predictions(path: Path, column: str | None = None) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     if "label" in table and table["label"].isna().any():
         table = table.drop(columns="label")
-    return table.astype(str)
+    return table.map(str)
 
 
 def _anomalib(content: Any, path: Path) -> list[dict[str, Any]]:
@@ -75,9 +75,17 @@ def _anomalib(content: Any, path: Path) -> list[dict[str, Any]]:
         for values in zip(*many.values(), strict=True):
             row = dict(zip(many, values, strict=True))
             if "label" in row:
-                row["label"] = None if row["label"] is None else int(row["label"])
+                row["label"] = None if row["label"] is None else _label(row["label"])
             rows.append(row)
     return rows
+
+
+def _label(value: Any) -> str:
+    """A label as text: 0 and 1 as whole numbers, whatever type they have; words as they are, judged later."""
+    try:
+        return str(value) if isinstance(value, str) else str(int(value))
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def _classification(labels: Mapping[str, Any], path: Path, column: str | None) -> list[dict[str, Any]]:
@@ -91,7 +99,7 @@ def _classification(labels: Mapping[str, Any], path: Path, column: str | None) -
     for name, target in labels.items():
         if not _is_map(target):
             raise DataError(f"{path}: {name} has no confidence, and so no score: export the predictions with it.")
-        attributes = target.get("attributes") or {}
+        attributes = target.get("attributes") if _is_map(target.get("attributes")) else {}
         given = next((attributes[a] for a in ([column] if column else ["raw_score", "score"]) if a in attributes), None)
         if column and given is None:
             raise DataError(f"{path}: {name} has no attribute {column!r}; it has {', '.join(attributes) or 'none'}.")

@@ -41,6 +41,8 @@ def read_score_table(path: Path, column: str | None = None) -> tuple[pd.DataFram
     table = table.rename(columns={known[name]: name for name in ("path", "label", "category") if name in known})
     if column is None:
         column = next((known[name] for name in (RAW, PLAIN) if name in known), PLAIN)
+    if column in ("path", "label", "category"):
+        raise DataError(f"{path}: the column {column} holds no scores; name another one of {', '.join(table.columns)}.")
     if "path" not in table or column not in table:
         raise DataError(f"{path} needs the columns path and {column}; it has {', '.join(table.columns)}.")
     if table.empty:
@@ -66,6 +68,9 @@ def read_score_table(path: Path, column: str | None = None) -> tuple[pd.DataFram
 
 def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
     try:
+        with path.open("rb") as start:
+            if (kind := _no_text(start.read(4096))) is not None:
+                raise DataError(f"{path} is {kind}, not a table of text: save it as CSV (UTF-8).")
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             first = file.readline()
             separator = max(SEPARATORS, key=first.count) if first.strip() else ","
@@ -94,15 +99,30 @@ def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
     return pd.DataFrame(lines, columns=names, dtype=str), notes
 
 
+def _no_text(start: bytes) -> str | None:
+    """What a file is that is no text in UTF-8 or in an encoding of single bytes."""
+    if start.startswith(b"PK"):
+        return "an Excel workbook, or another archive"
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "in UTF-16"
+    return "binary" if b"\0" in start else None
+
+
 def _numbers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
     numbers = pd.to_numeric(table[column], errors="coerce")
     if numbers.isna().all():  # decimal commas, where the columns stand between semicolons
+        if table[column].str.fullmatch(r"[1-9]\d{0,2}(,\d{3})+").all():
+            raise DataError(
+                f"{path}: the {column} {table[column].iloc[0]!r} may be a thousand or a decimal: write 1234."
+            )
         numbers = pd.to_numeric(table[column].str.replace(",", ".", regex=False), errors="coerce")
     values = numbers.to_numpy(dtype=np.float64)
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0])
         raise DataError(
-            f"{path}: the {column} of {table['path'].iloc[row]!r} is {table[column].iloc[row]!r}, not a finite number: "
-            "mend it, or leave that row out."
+            f"{path}: the {column} of {str(table['path'].iloc[row])!r} is {str(table[column].iloc[row])!r}, not a "
+            "finite number: mend it, or leave that row out."
         )
+    if np.abs(values).max() > 1e300:  # their differences would overflow
+        raise DataError(f"{path}: the {column} runs from {values.min():g} to {values.max():g}, which no float64 spans.")
     return values

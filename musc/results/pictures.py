@@ -116,6 +116,8 @@ def shared_scale(result: MuScResult) -> Normalize:
     if result.region is not None:  # outside of which maps are 0
         sample = sample[np.broadcast_to(result.region[:, ::4, ::4], sample.shape)]
     low, high = float(np.median(sample)), float(result.raw_image_scores.max())
+    if not np.isfinite(low):
+        raise ResultError(f"the anomaly maps of {result.category} hold NaN or infinity: run it again.")
     return Normalize(low, max(high, low + 1e-6), clip=True)
 
 

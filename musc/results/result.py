@@ -7,9 +7,11 @@ import errno
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from musc.config import MuScConfig
-from musc.datasets.base import Skipped
+from musc.datasets.base import Skipped, printable
 from musc.datasets.listing import result_header
 from musc.errors import ResultError
 from musc.results.folders import legal_names, recover, replacing
@@ -147,9 +149,9 @@ class MuScResult:
             recover(folder, (*DATA, *PICTURES))
             header = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             if header["format"] != FORMAT:
-                raise ResultError(f"{folder} has result format {header['format']}, not {FORMAT}: run it again.")
-            with (folder / "scores.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                rows = list(csv.DictReader(file))
+                raise ResultError(f"{folder} has result format {header['format']!r}, not {FORMAT}: run it again.")
+            _check_header(header)
+            rows = _rows(folder / "scores.csv", header.get("paths"))
             maps = np.load(folder / "anomaly_maps.npy", mmap_mode="r")
             region = np.load(folder / "region.npy") if (folder / "region.npy").exists() else None
             result = cls(
@@ -177,6 +179,7 @@ class MuScResult:
                 region=region,
                 threshold=Threshold(**header["threshold"]) if header["threshold"] else None,
             )
+            result._check_arrays()
         except FileNotFoundError as error:
             raise ResultError(
                 f"{folder} holds no finished result: {error.filename} is missing. Run it again."
@@ -184,10 +187,28 @@ class MuScResult:
         except ResultError:
             raise
         except Exception as error:  # damaged JSON, CSV and arrays fail in many ways
-            raise ResultError(f"{folder} cannot be read as a result ({error!r}): run it again.") from error
-        if not len(result.paths) == len(result.anomaly_maps) == len(result.defects):
-            raise ResultError(f"{folder}: {len(rows)} rows of scores.csv but {len(maps)} maps. Run it again.")
+            raise ResultError(f"{folder} cannot be read as a result ({_said(error)}): run it again.") from error
         return result
+
+    def _check_arrays(self) -> None:
+        """Raises ValueError where what was read does not belong together."""
+        N, maps, tokens, region = len(self), self.anomaly_maps, self.class_tokens, self.region
+        if not N == len(maps) == len(self.defects):
+            raise ValueError(f"{N} rows of scores.csv but {len(maps)} maps")
+        faults = {
+            "scores.csv names an image twice": len(set(self.paths)) < N,
+            "scores.csv holds scores that are not finite": not np.isfinite(
+                [self.image_scores, self.raw_image_scores]
+            ).all(),
+            f"anomaly_maps.npy is {maps.dtype} {maps.shape}": maps.ndim != 3 or maps.dtype.kind != "f",
+            "class_tokens.npy does not fit": tokens is not None
+            and (tokens.ndim != 2 or len(tokens) != N or tokens.dtype.kind != "f"),
+            "region.npy does not fit": region is not None
+            and (region.dtype != bool or len(region) not in (1, N) or region.shape[1:] != maps.shape[1:]),
+            "result.json does not have the keys of all images": bool(self.keys) and len(self.keys) != N,
+        }
+        if wrong := [said for said, true in faults.items() if true]:
+            raise ValueError(wrong[0])
 
     def _header(self, folder: Path) -> dict[str, Any]:
         return {
@@ -195,6 +216,7 @@ class MuScResult:
             "dataset": self.dataset,
             "category": self.category,
             "images": len(self),
+            "paths": [printable(path) for path in self.paths],
             "labeled": self.labels is not None,
             "class_tokens": self.class_tokens is not None,
             "root": _relative(self.root, folder),
@@ -245,7 +267,50 @@ def _relative(root: str, folder: Path) -> str:
 
 
 def _root_of(folder: Path, header: dict[str, Any]) -> str:
-    return os.path.abspath(folder / header["root"]) if header.get("root") else ""
+    root = header.get("root")
+    return os.path.abspath(folder / root) if root and isinstance(root, str) else ""
+
+
+def _rows(table: Path, paths: list[str] | None) -> list[dict[str, str]]:
+    """The rows of scores.csv in the order of the arrays, also where somebody sorted them; paths: in that order, None
+    in results of earlier versions. Raises ValueError where it is no such table, or of other images."""
+    with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+        raise ValueError(f"scores.csv has no column {missing[0]!r}, but {', '.join(reader.fieldnames or ['nothing'])}")
+    if paths is None:
+        return rows
+    place = {path: n for n, path in enumerate(paths)}
+    if sorted(place) != sorted(printable(row["path"]) for row in rows):
+        raise ValueError("scores.csv has not a row for each image that result.json names")
+    return sorted(rows, key=lambda row: place[printable(row["path"])])
+
+
+def _said(error: Exception) -> str:
+    return str(error) if type(error) is ValueError else repr(error)
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    """Raises ValueError where something in result.json is of another kind than what `MuScResult.save` writes."""
+
+    def is_map(value: Any, kind: type) -> bool:
+        return isinstance(value, dict) and all(isinstance(v, kind) for v in value.values())
+
+    def texts(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+    words = ("dataset", "category", "weights", "fingerprint", "cache", "root")
+    right = {name: isinstance(header[name], str) for name in words}
+    right |= {name: texts(header[name]) for name in ("notes", "keys", "reference_keys")}
+    right["environment"], right["timings"] = is_map(header["environment"], str), is_map(header["timings"], Real)
+    right["metrics"] = is_map(header["metrics"], dict) and all(is_map(m, Real) for m in header["metrics"].values())
+    skipped, cut = header["skipped"], header["threshold"]
+    right["skipped"] = isinstance(skipped, list) and all(is_map(s, str) for s in skipped)
+    number = cut is None or (isinstance(cut["value"], Real) and math.isfinite(cut["value"]))
+    right["threshold"] = number and (cut is None or isinstance(cut["method"], str))
+    if wrong := [name for name, true in right.items() if not true]:
+        raise ValueError(f"{wrong[0]} = {header[wrong[0]]!r} in result.json")
 
 
 def _cannot_write(folder: Path, error: OSError) -> str:

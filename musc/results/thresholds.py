@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -71,8 +72,8 @@ def check(method: str | float, labels: ArrayLike | Sequence[int | None] | None =
             raise ConfigError('threshold "f1-max" needs labels, both normal and anomalous: use robust or mixture.')
     elif isinstance(method, str) and method not in METHODS:
         raise ConfigError(f"threshold = {method!r}: choose one of {', '.join(METHODS)}, or a number.")
-    elif not isinstance(method, str) and not math.isfinite(method):
-        raise ConfigError(f"threshold = {method!r}: give a finite number.")
+    elif not isinstance(method, str) and not (isinstance(method, Real) and math.isfinite(method)):
+        raise ConfigError(f'threshold = {method!r}: give a finite number, or "none" for no decisions.')
 
 
 def robust(scores: ArrayLike, false_alarm_rate: float | None = None) -> Threshold:
@@ -183,6 +184,8 @@ class _NormalPart:
         v = np.log(x) if logs else x
         centre = _lowest_mode(v)
         below = centre - v[v <= centre]
+        if not len(below):  # the mode lies below all: many equal lowest scores, as copies have
+            return None
         # a new value beside n known ones has 1 + 1/n times their variance; a mode is less certain than their mean
         scale = math.sqrt(float(np.mean(below**2)) * (1 + 4 / len(below)))
         return cls(centre, scale, len(below), logs) if scale > 0 else None
