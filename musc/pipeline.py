@@ -270,6 +270,7 @@ class MuSc:
             cache=self.cache,
             batch_size=c.batch_size,
             workers=c.workers,
+            processes=c.decoding == "processes",
             half=c.backbone_precision == "float16",
             max_bytes=None if free is None else int(memory.SHARE * free),
             progress=self.progress,
@@ -343,7 +344,7 @@ class MuSc:
 
         settings = self._sized(category.samples)[0].to_dict()
         # these change no result, or say where something lies
-        for name in ("weights", "device", "batch_size", "workers", "block", "max_memory", "roi"):
+        for name in ("weights", "device", "batch_size", "workers", "decoding", "block", "max_memory", "roi"):
             settings.pop(name)
         what: list[Any] = [numerical_version(), self.device.type, settings, self.backbone.weights_id]
         what.append([key(s) for s in category.samples])
