@@ -33,6 +33,7 @@ from musc.distributed.connection import (
 )
 from musc.distributed.tasks import Kept, Place, Worker
 from musc.errors import ConfigError
+from musc.pruning import BLOCKS, in_use, using
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -137,7 +138,10 @@ class Cluster:
         ]
         folder = self._folder(tokens, cut, settings)
         total = len(stages) * len(plan.pairs())
-        with tqdm(total=total, desc="pairs", unit="pair", disable=None if progress else True) as bar:
+        with ExitStack() as during:
+            bar = during.enter_context(tqdm(total=total, desc="pairs", unit="pair", disable=None if progress else True))
+            if folder is not None:
+                during.enter_context(using(folder))
             run = Run(self, cut, settings, folder, bar)
             with failures(self.client, self.scheduler, folder):
                 try:
@@ -147,7 +151,7 @@ class Cluster:
                 except BaseException:  # Ctrl-C too
                     run.cancel()
                     raise
-        if folder is not None:
+        if folder is not None and not in_use(folder):  # by another process that was given the same
             shutil.rmtree(folder, ignore_errors=True)
         parts = [torch.cat([torch.from_numpy(scores[n, row]) for row in cut.rows]) for n in range(len(stages))]
         return torch.stack(parts).sum(dim=0) / len(stages)
@@ -163,7 +167,7 @@ class Cluster:
             for block in every:
                 digest.update(repr((block.dtype, tuple(block.shape))).encode())
                 digest.update(block.numpy().reshape(-1).data)
-        folder = self.cache / "blocks" / digest.hexdigest()
+        folder = self.cache / BLOCKS / digest.hexdigest()
         sizes = sum(block.nbytes for every in tokens for block in every)
         distances = len(settings.degrees) * cut.plan.N * cut.plan.J * tokens[0][0].shape[1] * 4
         need, free = sizes + distances // 3, shutil.disk_usage(self.cache).free  # a quarter waits, and what is written
