@@ -86,7 +86,7 @@ class MuSc:
 
     @cached_property
     def scorer(self) -> Scorer:
-        """`msm.mutual_scores`, or what does the same by several devices or by a cluster, which is connected here.
+        """`msm.scores`, or what does the same by several devices or by a cluster, which is connected here.
 
         Raises ConfigError, ClusterError where that cannot work, before any work.
         """
@@ -98,7 +98,7 @@ class MuSc:
             return self.scheduler.mutual_scores
         if self.elsewhere:
             return partial(devices.mutual_scores, devices=resolve_devices(self.config.device))
-        return msm.mutual_scores
+        return msm.scores
 
     def close(self) -> None:
         """Leaves the cluster, if there is one; workers that were started for it end."""

@@ -20,6 +20,7 @@ from musc.distributed import blocks, connection, devices
 from musc.distributed.blocks import Cut
 from musc.distributed.cluster import Cluster
 from musc.engines.pairs import plan_pool
+from musc.engines.settings import PLAIN, Settings
 from musc.errors import ClusterError, ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -41,14 +42,16 @@ def drawn(N, seed=0, M=25, C=16):
 
 
 def arguments(job):
+    """Settings, and what else `msm.scores` takes."""
     given = dict(JOBS[job])
-    if "references" in given:
-        given["references"] = drawn(given["references"], seed=1)
-    return given
+    pool = {name: given.pop(name) for name in ("references", "pool") if name in given}
+    if "references" in pool:
+        pool["references"] = drawn(pool["references"], seed=1)
+    return Settings(**given), pool
 
 
-def expected(stages, given):
-    return msm.mutual_scores(stages, **{k: v for k, v in given.items() if k not in ("block", "max_bytes")})
+def expected(stages, settings=PLAIN, pool=None):
+    return msm.scores(stages, settings.of_scores(), **(pool or {}))
 
 
 @pytest.fixture(scope="module")
@@ -101,25 +104,25 @@ def processes(tmp_path_factory):
 
 @pytest.mark.parametrize("job", JOBS)
 def test_several_devices_give_the_scores_of_one(job):
-    stages, given = drawn(11), arguments(job)
-    found = devices.mutual_scores(stages, devices=[CPU] * 3, **given)
-    torch.testing.assert_close(found, expected(stages, given), rtol=0, atol=1e-6)
+    stages, (settings, pool) = drawn(11), arguments(job)
+    found = devices.mutual_scores(stages, settings, devices=[CPU] * 3, **pool)
+    torch.testing.assert_close(found, expected(stages, settings, pool), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_cluster_gives_the_scores_of_one_process(job, threads):
-    stages, given = drawn(11), arguments(job)
-    found = threads.mutual_scores(stages, **given)
-    torch.testing.assert_close(found, expected(stages, given), rtol=0, atol=1e-6)
+    stages, (settings, pool) = drawn(11), arguments(job)
+    found = threads.mutual_scores(stages, settings, **pool)
+    torch.testing.assert_close(found, expected(stages, settings, pool), rtol=0, atol=1e-6)
     assert list((threads.cache / "blocks").iterdir()) == []  # nothing is left of a job that ended well
 
 
 @pytest.mark.parametrize("job", ["drawn", "references"])
 def test_tokens_go_through_the_memory_of_a_cluster_too(job, threads, monkeypatch):
     monkeypatch.setattr(threads, "cache", None)
-    stages, given = drawn(11), arguments(job)
-    found = threads.mutual_scores(stages, **given)
-    torch.testing.assert_close(found, expected(stages, given), rtol=0, atol=1e-6)
+    stages, (settings, pool) = drawn(11), arguments(job)
+    found = threads.mutual_scores(stages, settings, **pool)
+    torch.testing.assert_close(found, expected(stages, settings, pool), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("N", "R", "pool", "size"), [(7, 0, None, 3), (7, 4, None, 3), (9, 2, 3, 2), (5, 3, 0, 4)])
@@ -182,9 +185,11 @@ def test_a_worker_that_is_killed_loses_nothing(processes, tmp_path):
     stages = drawn(40, M=64)[:1]
     with Cluster(processes.address, cache=tmp_path, device="cpu") as cluster:
         cluster.client.wait_for_workers(2, timeout=60)
-        found = in_the_middle(lambda: cluster.mutual_scores(stages, block=4), tmp_path, processes.workers[0].kill)
+        found = in_the_middle(
+            lambda: cluster.mutual_scores(stages, Settings(block=4)), tmp_path, processes.workers[0].kill
+        )
         assert len(cluster.client.nthreads()) == 1
-    torch.testing.assert_close(found, expected(stages, {}), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, expected(stages), rtol=0, atol=1e-6)
 
 
 def test_a_worker_of_another_version(processes, tmp_path):
@@ -208,7 +213,7 @@ def test_a_run_goes_on_when_the_scheduler_has_died(processes, threads, monkeypat
     stages = drawn(40, M=64)[:1]
     with Cluster(processes.address, cache=threads.cache, device="cpu") as cluster:
         error = in_the_middle(
-            lambda: cluster.mutual_scores(stages, block=4), threads.cache, processes.scheduler.kill, count=20
+            lambda: cluster.mutual_scores(stages, Settings(block=4)), threads.cache, processes.scheduler.kill, count=20
         )
     assert isinstance(error, ClusterError)
     assert f"the scheduler at {processes.address} went away. Finished blocks are kept in {threads.cache}" in str(error)
@@ -217,10 +222,10 @@ def test_a_run_goes_on_when_the_scheduler_has_died(processes, threads, monkeypat
     assert len(kept) > 3
     np.save(kept[-1], np.load(kept[-1]) - 1)
     computed = count_calls(monkeypatch, "musc.distributed.tasks.blocks.compare")
-    found = threads.mutual_scores(stages, block=4)
+    found = threads.mutual_scores(stages, Settings(block=4))
     assert computed[0] < 55 - 3
     row = int(kept[-1].stem.split("-")[1])
-    off = (found - expected(stages, {})).abs().amax(dim=1)
+    off = (found - expected(stages)).abs().amax(dim=1)
     assert (off[4 * row : 4 * row + 4] > 0.01).all()
     off[4 * row : 4 * row + 4] = 0
     assert off.max() < 1e-6
@@ -236,13 +241,13 @@ def test_ctrl_c_cancels_the_tasks_and_keeps_what_is_finished(threads, monkeypatc
 
     threading.Thread(target=watch).start()
     with pytest.raises(KeyboardInterrupt):
-        threads.mutual_scores(stages, block=4)
+        threads.mutual_scores(stages, Settings(block=4))
     deadline = time.monotonic() + 30  # what a worker was at may end
     while (left := threads.client.run_on_scheduler(unfinished)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left
     computed = count_calls(monkeypatch, "musc.distributed.tasks.blocks.compare")
-    torch.testing.assert_close(threads.mutual_scores(stages, block=4), expected(stages, {}), rtol=0, atol=1e-6)
+    torch.testing.assert_close(threads.mutual_scores(stages, Settings(block=4)), expected(stages), rtol=0, atol=1e-6)
     assert 0 < computed[0] <= 55 - 5
 
 

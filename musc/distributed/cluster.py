@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import operator
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from musc.distributed import blocks, tasks
-from musc.distributed.blocks import Cut, Settings
+from musc.distributed.blocks import Cut
 from musc.distributed.connection import (
     Watch,
     check_folder,
@@ -32,6 +31,7 @@ from musc.distributed.connection import (
     threads_of,
 )
 from musc.distributed.tasks import Kept, Place, Worker
+from musc.engines.settings import PLAIN, Settings
 from musc.errors import ConfigError
 from musc.pruning import BLOCKS, in_use, using
 
@@ -102,35 +102,26 @@ class Cluster:
     def mutual_scores(
         self,
         stages: Sequence[Float[Tensor, "N M _"]],
-        degrees: Sequence[int] = (1, 3, 5),
-        interval: tuple[float, float] = (0.0, 0.3),
-        reduction: str = "mean",
+        settings: Settings = PLAIN,
         *,
         references: Sequence[Float[Tensor, "R M _"]] | None = None,
         pool: int | Int[Tensor, "N J"] | None = None,
-        seed: int = 0,
-        grid: tuple[int, int] | None = None,
-        precision: str = "float32",
-        block: int | None = None,
-        position_window: float = math.inf,
-        max_bytes: int | None = None,
-        scratch: Path | str | None = None,
-        progress: bool = False,
     ) -> Float[Tensor, "N M"]:
-        """`msm.mutual_scores` (Eq. 1-3) by the workers; the scores are the same, on the CPU.
+        """`msm.scores` (Eq. 1-3) by the workers; the scores are the same, on the CPU.
 
-        block: images per block; a task holds two blocks. max_bytes: the distances of one task take a quarter of it at
-        most, unless `block` says else. scratch: not used; distances wait in the cache, or in the cluster's memory. The
-        others are as in `msm.mutual_scores`.
+        settings: as for one process; block: images per block, a task holds two blocks. max_bytes: the distances of one
+        task take a quarter of it at most, unless `block` says else. scratch: not used; distances wait in the cache, or
+        in the cluster's memory. references, pool: as in `msm.mutual_scores`.
 
         Raises ValueError as `msm.mutual_scores`, ClusterError where scheduler or workers go away, ConfigError where the
         cache has no room.
         """
-        settings = Settings(tuple(degrees), interval, reduction, grid, precision, position_window)
-        plan = blocks.check(stages, references, pool, seed, settings)
-        M, D = stages[0].shape[1], len(degrees)
+        plan = blocks.check(stages, references, pool, settings)
+        M, D, max_bytes = stages[0].shape[1], len(settings.degrees), settings.max_bytes
         most = MOST if max_bytes is None else min(MOST, max_bytes // 4)
-        cut = Cut(plan, block or blocks.block_size(plan.P, D, M, least=LEAST, most_bytes=most))
+        cut = Cut.of(plan, settings.block or blocks.block_size(plan.P, D, M, least=LEAST, most_bytes=most))
+        hidden = None if settings.progress else True
+        settings = settings.of_scores()  # what tasks and their files depend on
         extra = [None] * len(stages) if references is None else references
         tokens = [
             [blocks.block_tokens(cut, b, *both) for b in range(len(cut.blocks))]
@@ -139,7 +130,7 @@ class Cluster:
         folder = self._folder(tokens, cut, settings)
         total = len(stages) * len(plan.pairs())
         with ExitStack() as during:
-            bar = during.enter_context(tqdm(total=total, desc="pairs", unit="pair", disable=None if progress else True))
+            bar = during.enter_context(tqdm(total=total, desc="pairs", unit="pair", disable=hidden))
             if folder is not None:
                 during.enter_context(using(folder))
             run = Run(self, cut, settings, folder, bar)
@@ -154,7 +145,7 @@ class Cluster:
         if folder is not None and not in_use(folder):  # by another process that was given the same
             shutil.rmtree(folder, ignore_errors=True)
         parts = [torch.cat([torch.from_numpy(scores[n, row]) for row in cut.rows]) for n in range(len(stages))]
-        return torch.stack(parts).sum(dim=0) / len(stages)
+        return cut.by_image(torch.stack(parts).sum(dim=0) / len(stages))
 
     def _folder(self, tokens: list[list[Tensor]], cut: Cut, settings: Settings) -> Path | None:
         """Where the files of this job lie, by a digest of all that its blocks depend on."""

@@ -18,7 +18,7 @@ from jaxtyping import Bool
 
 from musc.backbones import resolve_device
 from musc.distributed import blocks
-from musc.distributed.blocks import Settings
+from musc.engines.settings import Settings
 from musc.errors import ClusterError
 from musc.saving import whole
 from musc.sources import numerical_version

@@ -102,6 +102,26 @@ def memory_map(path: Path | str, shape: Sequence[int], dtype: torch.dtype = torc
     return torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype).reshape(tuple(shape))
 
 
+def check_stages(stages: Sequence[Tensor]) -> None:
+    """Raises ValueError unless there is a stage, and all have as many images and patches."""
+    if not stages:
+        raise ValueError("no stages: give the patch tokens of at least one.")
+    if len({tokens.shape[:2] for tokens in stages}) > 1:
+        raise ValueError(f"stages of unequal shapes {[tuple(t.shape) for t in stages]}: same images, same patches.")
+
+
+def check_stage(
+    tokens: Tensor, degrees: Sequence[int], references: Tensor | None, precision: str, position_window: float
+) -> None:
+    """Raises ValueError where a setting does not exist, or references are of other patches and channels."""
+    check_settings(degrees, precision)
+    windowed.check_window(position_window)
+    if references is not None and references.shape[1:] != tokens.shape[1:]:
+        raise ValueError(
+            f"references {tuple(references.shape)} but patch tokens {tuple(tokens.shape)}: same patches and channels."
+        )
+
+
 def check_settings(degrees: Sequence[int], precision: str) -> None:
     """Raises ValueError unless the degrees are odd, at least one, and the precision exists."""
     if precision not in PRECISIONS:
