@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ import pytest
 import torch
 
 from musc import MuSc, cli, msm
-from musc.distributed import blocks, connection, devices
+from musc.distributed import blocks, connection, devices, tasks
 from musc.distributed.blocks import Cut
 from musc.distributed.cluster import Cluster
+from musc.distributed.tasks import Place
 from musc.engines.pairs import plan_pool
 from musc.engines.settings import PLAIN, Settings
 from musc.errors import ClusterError, ConfigError
@@ -96,10 +98,17 @@ class Processes:
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
+    """Up and running: on a busy machine they take longer to start than a user has the patience for."""
+    from distributed import Client
+
     running = Processes(tmp_path_factory.mktemp("workers"))
     running.worker(), running.worker()
-    yield running
-    running.end()
+    try:
+        with Client(running.address, timeout=120, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=120)
+        yield running
+    finally:
+        running.end()
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -294,6 +303,52 @@ def test_what_cannot_be_shared_out_is_said_before_the_work(settings, text, tiny_
         config = tiny_config.replace(**settings, device="cpu" if shared else "cpu,cpu")
         with pytest.raises(ConfigError, match=text):
             MuSc(config, backbone=tiny_backbone, **shared).run(photos, photos if "method" in settings else None)
+
+
+def test_no_worker_is_left(tmp_path, monkeypatch):
+    """The run says so and where it goes on; with a worker again, it does."""
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(connection, "ABSENCE", 0.5)
+    stages = drawn(40, M=64)[:1]
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as local,
+        Cluster(local.scheduler_address, cache=tmp_path, device="cpu") as cluster,
+    ):
+        job = partial(cluster.mutual_scores, stages, Settings(block=4))
+        error = in_the_middle(job, tmp_path, lambda: local.scale(0))
+        assert isinstance(error, ClusterError)
+        said = f"no worker is left at {local.scheduler_address}, for 0.5 s: .*Finished blocks are kept in {tmp_path}"
+        assert re.match(said, str(error))
+        local.scale(1)
+        computed = count_calls(monkeypatch, "musc.distributed.tasks.blocks.compare")
+        found = job()
+    assert 0 < computed[0] <= 55 - 5
+    torch.testing.assert_close(found, expected(stages), rtol=0, atol=1e-6)
+
+
+def test_a_worker_that_comes_later_and_does_not_see_the_folder(threads, tmp_path):
+    with pytest.raises(ClusterError, match=r"a worker on .* cannot read .*tokens-0.npy \(No such file"):
+        tasks.compare(tmp_path / "tokens-0.npy", None, np.ones((1, 1), bool), PLAIN, threads.worker, None, (0, 0))
+
+
+def test_a_row_that_another_worker_has_just_reduced(threads, tmp_path):
+    place = Place(tmp_path)
+    part = tmp_path / "distances-0-0.npy"
+    given = [[part], [[1]], PLAIN, threads.worker, place, 0]
+    with pytest.raises(ClusterError, match="cannot read"):
+        tasks.reduce(*given)
+    np.save(place.scores(0), np.arange(3.0))
+    assert tasks.reduce(*given).tolist() == [0, 1, 2]
+
+
+def test_a_bound_too_small_for_one_pair(threads):
+    stages, pair = drawn(5), 2 * 3 * 25 * 4
+    two = partial(devices.mutual_scores, devices=[CPU] * 2)
+    for score, bound in ((threads.mutual_scores, pair - 1), (two, 2 * pair - 1)):
+        with pytest.raises(ConfigError, match=rf"one pair of images take {pair} bytes"):
+            score(stages, Settings(max_bytes=bound))
+    assert not list((threads.cache / "blocks").glob("*"))
 
 
 def test_tokens_that_are_not_finite_are_named(threads):

@@ -20,6 +20,7 @@ from torch import Tensor
 from musc import engines, msm
 from musc.engines.pairs import Plan, plan_pool
 from musc.engines.settings import Settings
+from musc.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,23 @@ def block_size(P: int, D: int, M: int, *, least: int, most_bytes: int, itemsize:
     """
     most = int((most_bytes / (2 * D * M * itemsize)) ** 0.5)
     return max(1, min(-(-P // least), most))
+
+
+def check_bound(max_bytes: int | None, D: int, M: int, at_once: int = 1, itemsize: int = 4) -> None:
+    """Raises ConfigError where max_bytes is too small for the distances of one pair of images, `at_once` of them.
+
+    Example:
+        >>> check_bound(1000, D=3, M=196)
+        Traceback (most recent call last):
+        musc.errors.ConfigError: max_bytes = 1000: the distances of one pair of images take 4704 bytes, and 1 are \
+compared at a time. Allow more memory, or take a smaller image_size or fewer degrees.
+    """
+    pair = 2 * D * M * itemsize
+    if max_bytes is not None and max_bytes < at_once * pair:
+        raise ConfigError(
+            f"max_bytes = {max_bytes}: the distances of one pair of images take {pair} bytes, and {at_once} are "
+            "compared at a time. Allow more memory, or take a smaller image_size or fewer degrees."
+        )
 
 
 def compare(

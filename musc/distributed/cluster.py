@@ -27,6 +27,7 @@ from musc.distributed.connection import (
     check_versions,
     connect,
     failures,
+    how_to_go_on,
     local_workers,
     threads_of,
 )
@@ -114,11 +115,12 @@ class Cluster:
         in the cluster's memory. references, pool: as in `msm.mutual_scores`.
 
         Raises ValueError as `msm.mutual_scores`, ClusterError where scheduler or workers go away, ConfigError where the
-        cache has no room.
+        cache has no room, or max_bytes is too small for one pair of images.
         """
         plan = blocks.check(stages, references, pool, settings)
         M, D, max_bytes = stages[0].shape[1], len(settings.degrees), settings.max_bytes
         most = MOST if max_bytes is None else min(MOST, max_bytes // 4)
+        blocks.check_bound(max_bytes, D, M)
         cut = Cut.of(plan, settings.block or blocks.block_size(plan.P, D, M, least=LEAST, most_bytes=most))
         hidden = None if settings.progress else True
         settings = settings.of_scores()  # what tasks and their files depend on
@@ -210,7 +212,7 @@ class Run:
 
     def gather(self) -> dict[tuple[int, int], Any]:
         """Waits for all tasks: patch scores by stage and row. Raises what a task raised."""
-        watch = Watch(self.cluster.client, self.cluster.scheduler)
+        watch = Watch(self.cluster.client, self.cluster.scheduler, how_to_go_on(self.folder))
         while len(self.scores) < len(self.rows):
             watch.look()
             for future in self.waiting.next_batch(block=False) or [None]:

@@ -76,7 +76,7 @@ def mutual_scores(
         references, pool: as in `msm.mutual_scores`.
 
     Raises:
-        ValueError: as `msm.mutual_scores`. ConfigError: a device's memory does not hold a pair of images.
+        ValueError: as `msm.mutual_scores`. ConfigError: memory, or max_bytes, does not hold a pair of images.
 
     Example:
         >>> from musc import msm
@@ -88,6 +88,7 @@ def mutual_scores(
     plan = blocks.check(stages, references, pool, settings)
     M, D, max_bytes = stages[0].shape[1], len(settings.degrees), settings.max_bytes
     most = MOST if max_bytes is None else min(MOST, max_bytes // (4 * len(devices)))
+    blocks.check_bound(max_bytes, D, M, len(devices))
     size = settings.block or blocks.block_size(plan.P, D, M, least=3 * len(devices), most_bytes=most)
     cut = Cut.of(plan, size)
     total: Tensor | None = None
