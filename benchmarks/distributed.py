@@ -23,6 +23,7 @@ from benchmarks.__main__ import HERE, machine
 from benchmarks.msm import draw_tokens
 from musc import msm
 from musc.distributed.cluster import Cluster
+from musc.engines.settings import Settings
 
 AIM = 0.65  # of one process's time, by two workers on two cores
 
@@ -35,14 +36,14 @@ def measure(N: int, side: int, C: int, workers: int, turns: int, block: int | No
     with tempfile.TemporaryDirectory() as cache, Cluster(f"local:{workers}", cache=cache, device="cpu") as cluster:
         small = draw_tokens(2 * workers, side, C, seed=1)
         msm.mutual_scores([small])
-        cluster.mutual_scores([small], block=1)  # every worker gets some of these pairs
+        cluster.mutual_scores([small], Settings(block=1))  # every worker gets some of these pairs
         for _ in range(turns):
             start, used = time.perf_counter(), time.process_time()
             one = msm.mutual_scores([tokens])
             taken["one"].append((time.perf_counter() - start, time.process_time() - used))
             before = cluster.client.run(time.process_time)
             start, used = time.perf_counter(), time.process_time()
-            shared = cluster.mutual_scores([tokens], block=block)
+            shared = cluster.mutual_scores([tokens], Settings(block=block))
             seconds, own = time.perf_counter() - start, time.process_time() - used
             busiest = max(after - before[name] for name, after in cluster.client.run(time.process_time).items())
             taken["cluster"].append((seconds, own + busiest))

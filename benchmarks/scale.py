@@ -1,6 +1,7 @@
 """How far mutual scoring scales: accuracy against cost of comparing less, time over N, and memory below a bound.
 
 python -m benchmarks.scale [accuracy] [time] [memory] [--photographs FOLDER] [--most 2000] [--out FOLDER]
+python -m benchmarks.scale gpu --devices cuda:0[,cuda:1] [--most 2000]
 
 accuracy: image AUROC, pixel AP (of each second row and column) and the share of pairs that are compared, for exact
 scoring, shortlists of look-alikes, random references and coresets. All distances of a data set are computed once, kept
@@ -10,6 +11,9 @@ photographs in the MVTec AD layout, by focus_vits14.
 
 time: one stage of drawn tokens, 14 x 14 x 384, degrees 1, 3, 5. CPU seconds of one thread, so that other load does not
 count much. memory: the same tokens below a bound, in a process of its own; the scores of some images against float64.
+
+gpu: the same tokens and ways, N = 200 to 2000, on the devices that are named: seconds on the clock, from tokens in the
+host's memory to scores in it, bytes at the peak of any device, the scores of some images against float64.
 
 Every row is written when it is measured, and a row that is there is not measured again.
 """
@@ -41,14 +45,18 @@ from benchmarks.msm import DEGREES, draw_tokens
 from musc import MuSc, MuScConfig, datasets, lnamd, msm
 from musc.datasets.altered import Altered
 from musc.datasets.base import Category
+from musc.distributed import devices
 from musc.engines import memory
 from musc.engines.pairs import plan_pool
+from musc.engines.settings import Settings
 from musc.features import Features
 from musc.results.evaluation import read_truth
 from musc.scoring import neighbours
 from musc.scoring.maps import anomaly_maps
 
 PARTS = ("accuracy", "time", "memory")
+WAYS = ("20 references", "5 % look-alikes", "exact")
+GPU_IMAGES = (200, 500, 1000, 2000)
 HERE = Path(__file__).parent / "results"
 VARIANTS = 12
 MIB = 1 << 20
@@ -214,22 +222,22 @@ def tokens_of(N: int) -> torch.Tensor:
     return torch.cat([draw_tokens(min(100, N - n), 14, 384, seed=n) for n in range(0, N, 100)])
 
 
-def score_by(way: str, tokens: torch.Tensor) -> torch.Tensor:
-    """Patch scores, the choice of images included."""
+def score_by(way: str, tokens: torch.Tensor, score: Callable[..., torch.Tensor] = msm.scores) -> torch.Tensor:
+    """Patch scores, the choice of images included; score: as `msm.scores`."""
     if way == "exact":
-        return msm.mutual_scores([tokens], DEGREES)
+        return score([tokens], Settings(DEGREES))
     if way == "20 references":
-        return msm.mutual_scores([tokens], DEGREES, pool=20)
+        return score([tokens], Settings(DEGREES), pool=20)
     pool = neighbours.chosen(0.05, tokens, (14, 14))
     assert pool is not None
-    return msm.mutual_scores([tokens], DEGREES, (0.0, 1.0), pool=pool)
+    return score([tokens], Settings(DEGREES, (0.0, 1.0)), pool=pool)
 
 
 def over_N(most: int, out: Path) -> None:
     table = Table(out / "scale_time.csv", ("way", "images"), ("seconds",))
     score_by("exact", tokens_of(3))  # loads kernels
     for N in (125, 250, 500, 1000, 2000):
-        for way in ("20 references", "5 % look-alikes", "exact") if most >= N else ():
+        for way in WAYS if most >= N else ():
             if not table.has(way, N):
                 tokens = tokens_of(N)
                 start = time.process_time()
@@ -283,26 +291,71 @@ def within(N: int, bound: int, sample: int, out: Path) -> None:
     )
 
 
+# -- on one GPU or several
+
+
+def on_devices(names: str, sizes: tuple[int, ...], sample: int, out: Path) -> None:
+    chosen = [torch.device(name) for name in names.split(",")]
+    gpus = [device for device in chosen if device.type == "cuda"]
+    kind = torch.cuda.get_device_name(chosen[0]) if gpus else machine()["cpu"]
+
+    def score(stages: list[torch.Tensor], settings: Settings, pool: Any = None) -> torch.Tensor:
+        if len(chosen) > 1:
+            return devices.mutual_scores(stages, settings, devices=chosen, pool=pool)
+        return msm.scores([tokens.to(chosen[0]) for tokens in stages], settings, pool=pool).cpu()
+
+    table = Table(
+        out / "scale_gpu.csv",
+        ("devices", "way", "images"),
+        ("device", "seconds", "peak (MiB)", "largest error", "images checked"),
+    )
+    score_by("exact", tokens_of(4 * len(chosen)), score)  # compiles
+    for N in sizes:
+        tokens = tokens_of(N)
+        for way in WAYS:
+            if table.has(len(chosen), way, N):
+                continue
+            for gpu in gpus:
+                torch.cuda.reset_peak_memory_stats(gpu)
+            start = time.perf_counter()
+            got = score_by(way, tokens, score)
+            seconds = time.perf_counter() - start
+            peak = f"{max(torch.cuda.max_memory_allocated(gpu) for gpu in gpus) / MIB:.0f}" if gpus else ""
+            some = torch.linspace(0, N - 1, sample).long().unique().tolist() if way == "exact" else []
+            there = tokens.to(chosen[0]) if some else tokens
+            off = [(got[i] - alone(there, i).cpu()).abs().max().item() for i in some]
+            table.add(len(chosen), way, N, kind, f"{seconds:.2f}", peak, f"{max(off):.0e}" if off else "", len(some))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all where none is named")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}, which all run where none is named; or gpu"
+    )
     parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="in the MVTec AD layout")
     parser.add_argument("--work", type=Path, default=Path("results/scale"), help="folder of tokens and distances")
     parser.add_argument("--most", type=int, default=2000, help="images of the largest run over N")
     parser.add_argument("--images", type=int, default=2000, help="of the run below a bound of memory")
     parser.add_argument("--bound", type=int, default=2048, metavar="MIB", help="of that run")
     parser.add_argument("--sample", type=int, default=50, help="images whose scores are checked")
+    parser.add_argument("--devices", metavar="NAMES", help="of the part gpu, such as cuda:0 or cuda:0,cuda:1")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the tables")
     args = parser.parse_args()
-    if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+    if unknown := set(args.parts) - {*PARTS, "gpu"}:
+        parser.error(f"no part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}, gpu")
+    if ("gpu" in args.parts) != bool(args.devices):
+        parser.error("the part gpu takes --devices, such as cuda:0, and no other part does")
     parts = args.parts or PARTS
+    if "gpu" in parts:
+        on_devices(args.devices, tuple(N for N in GPU_IMAGES if args.most >= N) or (args.most,), args.sample, args.out)
     if "accuracy" in parts:
         accuracy(args.photographs, args.work, args.out)
     if "time" in parts:
         over_N(args.most, args.out)
     if "memory" in parts:
         within(args.images, args.bound * MIB, args.sample, args.out)
+    if set(parts) == {"gpu"}:
+        return
     about = machine()
     (args.out / "scale_machine.json").write_text(json.dumps(about, indent=2) + "\n")
 

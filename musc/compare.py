@@ -71,7 +71,7 @@ def of_method(config: MuScConfig, name: str) -> MuScConfig:
     if name not in OTHER_METHODS:
         return config.replace(method=name)
     kept = ("backbone", "weights", "image_size", "stages", "backbone_precision", "mask_protocol", "full_scale",
-            "map_size", "batch_size", "workers", "device", "seed")  # fmt: skip
+            "map_size", "batch_size", "workers", "decoding", "device", "seed")  # fmt: skip
     return MuScConfig(method=name, **{field: getattr(config, field) for field in kept})
 
 

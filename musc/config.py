@@ -25,6 +25,7 @@ TILE_POOLS = ("position", "all")
 CONSISTENCY = ("off", "warn", "correct")
 AGGREGATIONS = ("lnamd", "snamd")
 RESCORINGS = ("rscin", "rscon")
+DECODINGS = ("threads", "processes")
 OTHER_METHODS = ("anomalydino", "subspacead", "patchcore", "spade", "padim", "winclip")  # no mutual scoring
 # What a method by name sets, where it is at its default.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -142,6 +143,10 @@ class MuScConfig:
     )  # fmt: skip
     batch_size: int = _setting(8, help="images per forward pass", metavar="B", least=1)
     workers: int = _setting(2, help="threads that decode images; 0: none of their own", metavar="W", least=0)
+    decoding: str = _setting(
+        "threads", help="processes: workers are processes, each of which takes seconds to start; for many processors "
+        "that feed a GPU", choices=DECODINGS,
+    )  # fmt: skip
     block: int | None = _setting(None, help="images per block of MSM", metavar="B", least=1, unset="by memory")
     max_memory: int | None = _setting(
         None, help="bound of what MSM takes beyond the tokens, such as 2GiB; it changes the time and no score",

@@ -14,13 +14,10 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -30,7 +27,7 @@ from tqdm import tqdm
 
 from musc.backbones import Backbone, Tokens
 from musc.datasets.base import Sample, Skipped
-from musc.datasets.images import content_key, preprocess, read_image
+from musc.decoding import Preparation, read_ahead
 from musc.errors import ConfigError, DataError
 from musc.saving import whole
 from musc.sizes import written
@@ -148,6 +145,7 @@ def extract(
     cache: Path | None = None,
     batch_size: int = 8,
     workers: int = 2,
+    processes: bool = False,
     half: bool = False,
     max_bytes: int | None = None,
     progress: bool = False,
@@ -160,10 +158,11 @@ def extract(
         cache: folder of the token cache (None: extract afresh, store nothing).
         batch_size: images per forward pass.
         workers: threads that read, hash and decode images ahead of the network (0: in this thread).
+        processes: let so many processes do that instead, where images can be sent to them; the tokens are the same.
         half: run the network under float16 autocast and keep float16 tokens (CUDA only; float32 elsewhere).
         max_bytes: tokens that take more lie in a file, in the cache's folder or the system's temporary one, which goes
             with the process (None: in memory in any case).
-        progress: show a bar on a terminal.
+        progress: show a bar on a terminal: images whose tokens are there, and how many a second.
 
     Raises:
         DataError: not one image could be read, or the network gives NaN or infinity for one.
@@ -183,27 +182,35 @@ def extract(
     rows = _Rows(len(samples), backbone, max_bytes, cache)
     skipped: list[Skipped] = []
     waiting: list[tuple[int, str, Tensor]] = []
+    recipe = Preparation(backbone.image_size, backbone.mean, backbone.std, backbone.interpolation, store.folder)
 
     def flush() -> None:
         if waiting:
             indices, keys, images = zip(*waiting, strict=True)
-            for index, key, tokens in zip(indices, keys, _forward(backbone, torch.stack(images), half), strict=True):
+            for index, key, tokens in zip(
+                indices, keys, _forward(backbone, _stacked(images, backbone), half), strict=True
+            ):
                 _check_finite(tokens, samples[index].name, backbone)
                 store.put(key, tokens)
                 rows.set(index, key, tokens)
+            bar.update(len(waiting))
             waiting.clear()
 
-    decoded = _read_ahead(samples, backbone, store, workers, ahead=2 * batch_size)
-    for index, key, item in tqdm(decoded, total=len(samples), desc="tokens", unit="image", disable=_hide(progress)):
-        if isinstance(item, DataError):
-            skipped.append(Skipped(samples[index].name, str(item)))
-        elif isinstance(item, dict):
-            rows.set(index, key, item)
-        else:
-            waiting.append((index, key, item))
-            if len(waiting) == batch_size:
-                flush()
-    flush()
+    read = read_ahead([s.image for s in samples], recipe, store.get, workers, processes, ahead=2 * batch_size)
+    hidden = None if progress else True  # None: on a terminal only
+    with tqdm(total=len(samples), desc="tokens", unit="image", disable=hidden) as bar:
+        for index, (key, item) in enumerate(read):
+            if isinstance(item, Tensor):
+                waiting.append((index, key, item))
+                if len(waiting) == batch_size:
+                    flush()
+                continue
+            if isinstance(item, DataError):
+                skipped.append(Skipped(samples[index].name, str(item)))
+            else:
+                rows.set(index, key, item)
+            bar.update()
+        flush()
     if len(skipped) == len(samples):
         reasons = "\n  ".join(s.reason for s in skipped[:3])
         raise DataError(f"none of the {len(samples)} images could be read:\n  {reasons}" if samples else "no images.")
@@ -230,45 +237,10 @@ def stored(keys: Sequence[str], names: Sequence[str], backbone: Backbone, cache:
     return rows.features([Sample(name, Path(name)) for name in names], [])
 
 
-def _hide(progress: bool) -> bool | None:
-    return None if progress else True  # None: tqdm shows the bar on a terminal only
-
-
-def _read_ahead(
-    samples: Sequence[Sample], backbone: Backbone, store: TokenCache, workers: int, ahead: int
-) -> Iterator[tuple[int, str, Tensor | dict[str, Tensor] | DataError]]:
-    """(index, content key, image tensor | cached tokens | what was wrong), in order, decoded by threads."""
-
-    def read(index: int) -> tuple[int, str, Any]:
-        source = samples[index].image
-        try:
-            key = content_key(source)
-            cached = store.get(key)
-            if cached is not None:
-                return index, key, cached
-            image = read_image(source)
-            return (
-                index,
-                key,
-                preprocess(image, backbone.image_size, backbone.mean, backbone.std, backbone.interpolation),
-            )
-        except DataError as error:
-            return index, "", error
-
-    if workers == 0:
-        yield from map(read, range(len(samples)))
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[Any]] = deque()
-        try:
-            for index in range(len(samples)):
-                pending.append(pool.submit(read, index))
-                if len(pending) > ahead:  # bounds what lies decoded in memory
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+def _stacked(images: Sequence[Tensor], backbone: Backbone) -> Tensor:
+    """[B, 3, rows, columns]; for a GPU in memory that it copies from by itself."""
+    batch = torch.empty(len(images), *images[0].shape, pin_memory=backbone.device.type == "cuda")
+    return torch.stack(list(images), out=batch)
 
 
 def _forward(backbone: Backbone, images: Tensor, half: bool) -> Iterator[dict[str, Tensor]]:
@@ -276,7 +248,7 @@ def _forward(backbone: Backbone, images: Tensor, half: bool) -> Iterator[dict[st
     tokens: Tokens | None = None
     try:
         with torch.autocast("cuda", dtype=torch.float16, enabled=half):
-            tokens = backbone(images.to(backbone.device))
+            tokens = backbone(images.to(backbone.device, non_blocking=True))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise

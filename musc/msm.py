@@ -16,9 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from musc import engines, lnamd
-from musc.engines import blocked, memory, windowed
+from musc.engines import blocked, memory
 from musc.engines.pairs import Plan, plan_pool
 from musc.engines.rows import all_others, completed, planned
+from musc.engines.settings import PLAIN, Settings
 
 __all__ = [
     "interval_average",
@@ -26,6 +27,7 @@ __all__ = [
     "mutual_scores",
     "newcomer_distances",
     "patch_to_image_distances",
+    "scores",
     "stage_distances",
     "stage_rows",
 ]
@@ -200,72 +202,84 @@ def mutual_scores(
         >>> divmod(int(scores.argmax()), 9)  # (image, patch)
         (5, 4)
     """
+    engines.check_settings(degrees, precision, block)
+    settings = Settings(
+        tuple(degrees), interval, reduction, grid, precision, position_window, seed, block, max_bytes, scratch, progress
+    )
+    return scores(stages, settings, references=references, pool=pool)
+
+
+def scores(
+    stages: Sequence[Float[Tensor, "N M _"]],
+    settings: Settings = PLAIN,
+    *,
+    references: Sequence[Float[Tensor, "R M _"]] | None = None,
+    pool: int | Int[Tensor, "N J"] | None = None,
+) -> Float[Tensor, "N M"]:
+    """`mutual_scores` with its settings in one record.
+
+    Example:
+        >>> stage = torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(0))
+        >>> scores([stage], Settings(degrees=(1,))).equal(mutual_scores([stage], degrees=(1,)))
+        True
+    """
     engines.check_stages(stages, references)
-    interval_average(stages[0].new_zeros(1, 1, 1), interval, reduction)  # raises before the work
+    interval_average(stages[0].new_zeros(1, 1, 1), settings.interval, settings.reduction)  # raises before the work
     total = torch.zeros(stages[0].shape[:2], dtype=_wide(stages[0].dtype), device=stages[0].device)
     for n, tokens in enumerate(stages):
         extra = None if references is None else references[n]
-        for images, distances in stage_rows(
-            tokens, degrees, references=extra, pool=pool, seed=seed, grid=grid, precision=precision, block=block,
-            position_window=position_window, max_bytes=max_bytes, scratch=scratch, progress=progress,
-        ):  # fmt: skip
+        for images, distances in stage_rows(tokens, settings, references=extra, pool=pool):
             # image by image, so that sorting needs no second array of this size
             for row, i in enumerate(images):
-                total[i] += interval_average(distances[:, row], interval, reduction).mean(dim=0)  # [D, M] -> [M]
+                found = interval_average(distances[:, row], settings.interval, settings.reduction)
+                total[i] += found.mean(dim=0)  # [D, M] -> [M]
     return total / len(stages)
 
 
 def stage_rows(
     tokens: Float[Tensor, "N M C"],
-    degrees: Sequence[int] = (1, 3, 5),
+    settings: Settings = PLAIN,
     *,
     references: Float[Tensor, "R M C"] | None = None,
     pool: int | Int[Tensor, "N J"] | None = None,
-    seed: int = 0,
-    grid: tuple[int, int] | None = None,
-    precision: str = "float32",
-    block: int | None = None,
-    position_window: float = math.inf,
-    max_bytes: int | None = None,
-    scratch: Path | str | None = None,
-    progress: bool = False,
-) -> Iterator[tuple[range, Float[Tensor, "D B J M"]]]:
+) -> Iterator[tuple[Sequence[int], Float[Tensor, "D B J M"]]]:
     """`stage_distances` of some images after the others, below a bound of memory: reduce what comes before the next.
 
-    Arguments as in `mutual_scores`. Yields the images, and their distances in memory that the next ones overwrite.
+    Arguments as in `mutual_scores`. Yields the images, in the order of a drawn pool's seats where there is one, and
+    their distances in memory that the next ones overwrite.
 
     Example:
         >>> stage = torch.randn(40, 9, 8, generator=torch.Generator().manual_seed(0))
         >>> whole = stage_distances(stage)
-        >>> all(part.equal(whole[:, i.start : i.stop]) for i, part in stage_rows(stage, max_bytes=500 << 20))
+        >>> all(part.equal(whole[:, i]) for i, part in stage_rows(stage, Settings(max_bytes=500 << 20)))
         True
     """
-    _check_stage(tokens, degrees, references, precision, position_window, block)
-    N, M, C = tokens.shape
-    R = 0 if references is None else len(references)
-    plan = None if pool is None and N + R > 1 else plan_pool(N, R, pool, seed)
-    shape = lnamd.square_grid(M, grid)
+    s = settings
+    engines.check_stage(tokens, s.degrees, references, s.precision, s.position_window, s.block)
+    (N, M, C), R = tokens.shape, 0 if references is None else len(references)
+    plan = None if pool is None and N + R > 1 else plan_pool(N, R, pool, s.seed)
+    shape = lnamd.square_grid(M, s.grid)
     J = plan.J if plan else N - 1 + R
-    problem = memory.Problem(tokens.device, tokens.dtype, N, N + R, J, shape, C, tuple(degrees))
-    cut = memory.cut(problem, max_bytes, block, on_disk=scratch is not None)
-    if cut is None or (cut.group >= N and cut.band >= N):
-        yield range(N), stage_distances(
-            tokens, degrees, references=references, pool=pool, seed=seed, grid=grid, precision=precision,
-            block=cut.block if cut else block, position_window=position_window, progress=progress,
-        )  # fmt: skip
-        return
-    image = _images(tokens, references)
+    problem = memory.Problem(tokens.device, tokens.dtype, N, N + R, J, shape, C, s.degrees)
+    cut = memory.cut(problem, s.max_bytes, s.block, on_disk=s.scratch is not None)
     for p in range(N + R):
-        engines.check_finite(image(p), p, N)
+        engines.check_finite(_images(tokens, references)(p), p, N)
+    order = plan.seats if plan else list(range(N + R))
+    plan, image = plan.seated() if plan else None, _images(tokens, references, order)
 
-    def compare(local: Callable[[int], Tensor], part: Plan, out: Tensor) -> None:
-        engines.compare(local, part, degrees, shape, out, precision, cut.block, position_window, new=0)
+    def compare(local: Callable[[int], Tensor], part: Plan, out: Tensor, progress: bool = False) -> None:
+        size = cut.block if cut else s.block
+        engines.compare(local, part, s.degrees, shape, out, s.precision, size, s.position_window, progress, new=0)
 
+    if cut is None or (cut.group >= N and cut.band >= N):
+        out = torch.empty(len(s.degrees), N, J, M, dtype=_wide(tokens.dtype), device=tokens.device)
+        compare(image, plan or plan_pool(N, R), out, s.progress)
+        yield order[:N], out
+        return
     slots = all_others(N) if plan is None else planned(plan)
-    folder = None if scratch is None else Path(scratch)
-    with tqdm(total=N, desc="images", unit="image", disable=None if progress else True) as bar:
-        for images, rows in completed(image, problem, slots, cut, compare, folder):
-            yield images, rows
+    with tqdm(total=N, desc="images", unit="image", disable=None if s.progress else True) as bar:
+        for images, rows in completed(image, problem, slots, cut, compare, Path(s.scratch) if s.scratch else None):
+            yield order[images.start : images.stop], rows
             bar.update(len(images))
 
 
@@ -308,7 +322,7 @@ def stage_distances(
         >>> scores.allclose(mutual_scores([stage], (1, 3)))
         True
     """
-    _check_stage(tokens, degrees, references, precision, position_window, block)
+    engines.check_stage(tokens, degrees, references, precision, position_window, block)
     N, M, _ = tokens.shape
     plan = plan_pool(N, 0 if references is None else len(references), pool, seed)
     if out is None:
@@ -377,22 +391,11 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _images(tokens: Tensor, references: Tensor | None) -> Callable[[int], Tensor]:
+def _images(tokens: Tensor, references: Tensor | None, order: Sequence[int] = ()) -> Callable[[int], Tensor]:
     N = len(tokens)
 
     def image(p: int) -> Tensor:
+        p = order[p] if order else p
         return (tokens[p] if references is None or p < N else references[p - N]).detach()
 
     return image
-
-
-def _check_stage(
-    tokens: Tensor, degrees: Sequence[int], references: Tensor | None, precision: str, window: float, block: int | None
-) -> None:
-    lnamd.check_tokens(tokens)
-    engines.check_settings(degrees, precision, block)
-    windowed.check_window(window)
-    if references is not None and references.shape[1:] != tokens.shape[1:]:
-        raise ValueError(
-            f"references {tuple(references.shape)} but patch tokens {tuple(tokens.shape)}: same patches and channels."
-        )

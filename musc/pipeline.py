@@ -86,7 +86,7 @@ class MuSc:
 
     @cached_property
     def scorer(self) -> Scorer:
-        """`msm.mutual_scores`, or what does the same by several devices or by a cluster, which is connected here.
+        """`msm.scores`, or what does the same by several devices or by a cluster, which is connected here.
 
         Raises ConfigError, ClusterError where that cannot work, before any work.
         """
@@ -98,7 +98,7 @@ class MuSc:
             return self.scheduler.mutual_scores
         if self.elsewhere:
             return partial(devices.mutual_scores, devices=resolve_devices(self.config.device))
-        return msm.mutual_scores
+        return msm.scores
 
     def close(self) -> None:
         """Leaves the cluster, if there is one; workers that were started for it end."""
@@ -271,6 +271,7 @@ class MuSc:
             cache=self.cache,
             batch_size=c.batch_size,
             workers=c.workers,
+            processes=c.decoding == "processes",
             half=c.backbone_precision == "float16",
             max_bytes=None if free is None else int(memory.SHARE * free),
             progress=self.progress,
@@ -344,7 +345,7 @@ class MuSc:
 
         settings = self._sized(category.samples)[0].to_dict()
         # these change no result, or say where something lies
-        for name in ("weights", "device", "batch_size", "workers", "block", "max_memory", "roi"):
+        for name in ("weights", "device", "batch_size", "workers", "decoding", "block", "max_memory", "roi"):
             settings.pop(name)
         what: list[Any] = [numerical_version(), self.device.type, settings, self.backbone.weights_id]
         what.append([key(s) for s in category.samples])

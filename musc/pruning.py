@@ -1,57 +1,120 @@
-"""What a cache of tokens holds (`features.TokenCache`), and a bound for it: what was not used for the longest goes."""
+"""What a cache holds, tokens (`features.TokenCache`) and blocks of runs that were given up (`distributed.cluster`), and
+a bound for it: what was not used for the longest goes."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+from musc.saving import abandoned, marked
+
+BLOCKS, RUNNING = "blocks", ".running-"  # the folder of blocks, a folder for each run; and what tells that one goes on
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Tokens in a cache by one network and its settings: how many images, bytes, and when last used (seconds)."""
+    """What is kept under one name: so many files, bytes, and when last used (seconds).
+
+    name: of the folder. Tokens: a network and its settings, a file for each image. Blocks: one run, which may go on.
+    """
 
     name: str
-    images: int
+    files: int
     size: int
     used: float
+    running: bool = False
+
+
+class Removed(NamedTuple):
+    """What went: tokens of so many images, blocks of so many runs, and the bytes of both."""
+
+    images: int
+    runs: int
+    size: int
 
 
 def cached(folder: Path) -> list[Kept]:
-    """What a folder of cached tokens holds, by network and settings.
+    """The tokens in a cache, by network and settings.
 
     Example:
         >>> cached(Path("no such folder"))
         []
     """
     by_name: dict[str, list[os.stat_result]] = {}
-    for path, known in _cached_files(folder):
+    for path, known in _files(folder, "*/*.safetensors"):
         by_name.setdefault(path.parent.name, []).append(known)
-    return [
-        Kept(name, len(all_), sum(s.st_size for s in all_), max(s.st_mtime for s in all_))
-        for name, all_ in sorted(by_name.items())
-    ]
+    return [_kept(name, all_) for name, all_ in sorted(by_name.items())]
 
 
-def prune(folder: Path, max_bytes: int) -> tuple[int, int]:
-    """Remove those tokens of a cache that were not used for the longest time, until `max_bytes` are left at most.
+def blocks(folder: Path) -> list[Kept]:
+    """The finished blocks in a cache, by run: of a run that goes on, or that was given up and may go on at them.
 
-    Returns how many images' tokens went, and their bytes. Another process that wants one meanwhile extracts it again.
+    Example:
+        >>> blocks(Path("no such folder"))
+        []
     """
-    files = sorted(_cached_files(folder), key=lambda file: (-file[1].st_mtime, file[0]))
-    removed = size = left = 0
-    for path, known in files:
-        left += known.st_size
+    by_run: dict[Path, list[os.stat_result]] = {}
+    for path, known in _files(folder / BLOCKS, "*/**/*"):
+        by_run.setdefault(folder / BLOCKS / path.relative_to(folder / BLOCKS).parts[0], []).append(known)
+    return [_kept(f"{BLOCKS}/{run.name}", all_, in_use(run)) for run, all_ in sorted(by_run.items())]
+
+
+def prune(folder: Path, max_bytes: int) -> Removed:
+    """Remove what was not used for the longest time, tokens and blocks of runs, until `max_bytes` are left at most.
+
+    The blocks of a run that goes on stay, and count. Another process that wants tokens meanwhile extracts them again.
+    """
+    runs = blocks(folder)
+    found = [(run.used, run.size, folder / run.name) for run in runs if not run.running]
+    found += [(known.st_mtime, known.st_size, path) for path, known in _files(folder, "*/*.safetensors")]
+    images = gone = size = 0
+    left = sum(run.size for run in runs if run.running)
+    for _, one, path in sorted(found, key=lambda entry: (-entry[0], entry[2])):
+        left += one
         if left > max_bytes:
-            path.unlink(missing_ok=True)
-            removed, size = removed + 1, size + known.st_size
-    return removed, size
+            size += one
+            if path.suffix == ".safetensors":
+                path.unlink(missing_ok=True)
+                images += 1
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+                gone += 1
+    return Removed(images, gone, size)
 
 
-def _cached_files(folder: Path) -> list[tuple[Path, os.stat_result]]:
+@contextmanager
+def using(run: Path) -> Iterator[None]:
+    """While the block goes on, the folder of a run's blocks, which is made, is `in_use`."""
+    with marked() as mark:
+        run.mkdir(parents=True, exist_ok=True)
+        sign = run / f"{RUNNING}{mark}"
+        sign.touch()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                sign.unlink(missing_ok=True)
+
+
+def in_use(run: Path) -> bool:
+    """Whether a process is at work in the folder of a run's blocks; one of another machine counts until it says
+    otherwise."""
+    return any(not abandoned(sign.name.removeprefix(RUNNING)) for sign in run.glob(f"{RUNNING}*"))
+
+
+def _kept(name: str, files: list[os.stat_result], running: bool = False) -> Kept:
+    return Kept(name, len(files), sum(s.st_size for s in files), max(s.st_mtime for s in files), running)
+
+
+def _files(folder: Path, pattern: str) -> list[tuple[Path, os.stat_result]]:
     found = []
-    for path in folder.glob("*/*.safetensors"):
+    for path in folder.glob(pattern):
         with suppress(FileNotFoundError):  # another process prunes too
-            found.append((path, path.stat()))
+            if path.is_file():
+                found.append((path, path.stat()))
     return found

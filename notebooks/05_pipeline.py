@@ -278,7 +278,15 @@ figure
 # ````
 
 # %% tags=["solution"]
-silent = {"device", "batch_size", "workers", "block", "mask_protocol"}
+silent = {
+    "device",
+    "batch_size",
+    "workers",
+    "decoding",
+    "block",
+    "max_memory",
+    "mask_protocol",
+}
 defaults = {f.name: repr(f.default) for f in fields(MuScConfig)}
 assert silent <= set(defaults)
 pd.DataFrame(
@@ -291,7 +299,7 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# Device, batch size, workers and block decide how the work is cut, and the mask protocol how it is measured.
+# Device, batch size, workers, how they decode, block and memory decide how the work is cut, and the mask protocol how it is measured.
 #
 # ````{solution-end}
 # ````

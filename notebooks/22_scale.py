@@ -25,6 +25,7 @@
 # benchmarks.scale`; this page draws them. Runs over 1,000 and 2,000 images are part of that command and are shown where they were made.
 
 # %%
+import csv
 import json
 from pathlib import Path
 
@@ -94,8 +95,26 @@ plt.show()
 
 # %% [markdown]
 # A share of look-alikes is still a share of $N^2$ pairs: it divides the time and leaves the exponent as it is. On a GPU the pairs are the same and
-# each takes less; with 16 x 16 x 384 tokens an H200 was measured up to 2,000 images, in [Performance](../book/performance.md).
-#
+# each takes less; with 16 x 16 x 384 tokens an H200 was measured up to 2,000 images, in [Performance](../book/performance.md). The table
+# below is for the tokens and the ways of this chapter, on one GPU and on two: `python -m benchmarks.scale gpu --devices cuda:0` and
+# `--devices cuda:0,cuda:1` fill it. Seconds are those of the clock; peak and error are those of exact scoring, the error against float64.
+
+# %%
+WAYS = ["exact", "5 % look-alikes", "20 references"]
+path = MEASURED / "scale_gpu.csv"
+rows = list(csv.DictReader(path.open())) if path.exists() else []
+found = {(int(r["devices"]), int(r["images"]), r["way"]): r for r in rows}
+on_gpus = []
+for gpus in (1, 2):
+    for images in (200, 500, 1000, 2000):
+        of = {way: found.get((gpus, images, way), {}) for way in WAYS}
+        row = {f"{w} (s)": of[w].get("seconds", "not run") for w in WAYS}
+        for what in ("peak (MiB)", "largest error"):
+            row[what] = of["exact"].get(what, "not run")
+        on_gpus.append({"GPUs": gpus, "images": images} | row)
+pd.DataFrame(on_gpus).set_index(["GPUs", "images"])
+
+# %% [markdown]
 # ## Memory
 #
 # Eq. 2 needs all distances of an image before it can average the lowest, and each comparison gives the distances of two images. If
@@ -132,7 +151,8 @@ verdict(
 #
 # - **Look-alikes** (`neighbours=0.2`): coarse tokens, means over a 4 x 4 grid, tell which images look alike as a whole. Each image
 #   is compared with its look-alikes only, and of these the lowest $K$ count, $K$ being what Eq. 2 takes of all images.
-# - **References** (`references=40`): each image is scored by others that are drawn at random, and of these the lowest 30 % count.
+# - **References** (`references=40`): each image is scored by others that are drawn at random, its neighbours in a random circle of all, and
+#   of these the lowest 30 % count.
 # - **A coreset** (`neighbours="coreset:40"`): the same images score all, chosen so that they differ as much as possible (greedy
 #   k-centre on the coarse tokens).
 #
@@ -239,7 +259,7 @@ fifth_of = mean.xs(("look-alikes", "0.2"), level=("way", "setting"))[
 core = {name: loss(name, "coreset", "0.025", "pixel AP") for name in names}
 verdict(
     f"A coreset is not safe either. With a fortieth of the images it loses {-core['photographs']:.0f} points of pixel AP on the photographs, though image AUROC rises by {loss('photographs', 'coreset', '0.025', 'image AUROC'):.1f}: the same few"
-    " images score all others, whatever is on them, while each image draws references of its own.",
+    " images score all others, whatever is on them, while every image is a reference of equally many others.",
     core["photographs"] < -10,
 )
 

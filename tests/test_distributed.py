@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ import pytest
 import torch
 
 from musc import MuSc, cli, msm
-from musc.distributed import blocks, connection, devices
+from musc.distributed import blocks, connection, devices, tasks
 from musc.distributed.blocks import Cut
 from musc.distributed.cluster import Cluster
+from musc.distributed.tasks import Place
 from musc.engines.pairs import plan_pool
+from musc.engines.settings import PLAIN, Settings
 from musc.errors import ClusterError, ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -41,14 +44,16 @@ def drawn(N, seed=0, M=25, C=16):
 
 
 def arguments(job):
+    """Settings, and what else `msm.scores` takes."""
     given = dict(JOBS[job])
-    if "references" in given:
-        given["references"] = drawn(given["references"], seed=1)
-    return given
+    pool = {name: given.pop(name) for name in ("references", "pool") if name in given}
+    if "references" in pool:
+        pool["references"] = drawn(pool["references"], seed=1)
+    return Settings(**given), pool
 
 
-def expected(stages, given):
-    return msm.mutual_scores(stages, **{k: v for k, v in given.items() if k not in ("block", "max_bytes")})
+def expected(stages, settings=PLAIN, pool=None):
+    return msm.scores(stages, settings.of_scores(), **(pool or {}))
 
 
 @pytest.fixture(scope="module")
@@ -93,33 +98,40 @@ class Processes:
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
+    """Up and running: on a busy machine they take longer to start than a user has the patience for."""
+    from distributed import Client
+
     running = Processes(tmp_path_factory.mktemp("workers"))
     running.worker(), running.worker()
-    yield running
-    running.end()
+    try:
+        with Client(running.address, timeout=120, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=120)
+        yield running
+    finally:
+        running.end()
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_several_devices_give_the_scores_of_one(job):
-    stages, given = drawn(11), arguments(job)
-    found = devices.mutual_scores(stages, devices=[CPU] * 3, **given)
-    torch.testing.assert_close(found, expected(stages, given), rtol=0, atol=1e-6)
+    stages, (settings, pool) = drawn(11), arguments(job)
+    found = devices.mutual_scores(stages, settings, devices=[CPU] * 3, **pool)
+    torch.testing.assert_close(found, expected(stages, settings, pool), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_cluster_gives_the_scores_of_one_process(job, threads):
-    stages, given = drawn(11), arguments(job)
-    found = threads.mutual_scores(stages, **given)
-    torch.testing.assert_close(found, expected(stages, given), rtol=0, atol=1e-6)
+    stages, (settings, pool) = drawn(11), arguments(job)
+    found = threads.mutual_scores(stages, settings, **pool)
+    torch.testing.assert_close(found, expected(stages, settings, pool), rtol=0, atol=1e-6)
     assert list((threads.cache / "blocks").iterdir()) == []  # nothing is left of a job that ended well
 
 
 @pytest.mark.parametrize("job", ["drawn", "references"])
 def test_tokens_go_through_the_memory_of_a_cluster_too(job, threads, monkeypatch):
     monkeypatch.setattr(threads, "cache", None)
-    stages, given = drawn(11), arguments(job)
-    found = threads.mutual_scores(stages, **given)
-    torch.testing.assert_close(found, expected(stages, given), rtol=0, atol=1e-6)
+    stages, (settings, pool) = drawn(11), arguments(job)
+    found = threads.mutual_scores(stages, settings, **pool)
+    torch.testing.assert_close(found, expected(stages, settings, pool), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("N", "R", "pool", "size"), [(7, 0, None, 3), (7, 4, None, 3), (9, 2, 3, 2), (5, 3, 0, 4)])
@@ -182,9 +194,11 @@ def test_a_worker_that_is_killed_loses_nothing(processes, tmp_path):
     stages = drawn(40, M=64)[:1]
     with Cluster(processes.address, cache=tmp_path, device="cpu") as cluster:
         cluster.client.wait_for_workers(2, timeout=60)
-        found = in_the_middle(lambda: cluster.mutual_scores(stages, block=4), tmp_path, processes.workers[0].kill)
+        found = in_the_middle(
+            lambda: cluster.mutual_scores(stages, Settings(block=4)), tmp_path, processes.workers[0].kill
+        )
         assert len(cluster.client.nthreads()) == 1
-    torch.testing.assert_close(found, expected(stages, {}), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, expected(stages), rtol=0, atol=1e-6)
 
 
 def test_a_worker_of_another_version(processes, tmp_path):
@@ -208,7 +222,7 @@ def test_a_run_goes_on_when_the_scheduler_has_died(processes, threads, monkeypat
     stages = drawn(40, M=64)[:1]
     with Cluster(processes.address, cache=threads.cache, device="cpu") as cluster:
         error = in_the_middle(
-            lambda: cluster.mutual_scores(stages, block=4), threads.cache, processes.scheduler.kill, count=20
+            lambda: cluster.mutual_scores(stages, Settings(block=4)), threads.cache, processes.scheduler.kill, count=20
         )
     assert isinstance(error, ClusterError)
     assert f"the scheduler at {processes.address} went away. Finished blocks are kept in {threads.cache}" in str(error)
@@ -217,10 +231,10 @@ def test_a_run_goes_on_when_the_scheduler_has_died(processes, threads, monkeypat
     assert len(kept) > 3
     np.save(kept[-1], np.load(kept[-1]) - 1)
     computed = count_calls(monkeypatch, "musc.distributed.tasks.blocks.compare")
-    found = threads.mutual_scores(stages, block=4)
+    found = threads.mutual_scores(stages, Settings(block=4))
     assert computed[0] < 55 - 3
     row = int(kept[-1].stem.split("-")[1])
-    off = (found - expected(stages, {})).abs().amax(dim=1)
+    off = (found - expected(stages)).abs().amax(dim=1)
     assert (off[4 * row : 4 * row + 4] > 0.01).all()
     off[4 * row : 4 * row + 4] = 0
     assert off.max() < 1e-6
@@ -236,13 +250,13 @@ def test_ctrl_c_cancels_the_tasks_and_keeps_what_is_finished(threads, monkeypatc
 
     threading.Thread(target=watch).start()
     with pytest.raises(KeyboardInterrupt):
-        threads.mutual_scores(stages, block=4)
+        threads.mutual_scores(stages, Settings(block=4))
     deadline = time.monotonic() + 30  # what a worker was at may end
     while (left := threads.client.run_on_scheduler(unfinished)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left
     computed = count_calls(monkeypatch, "musc.distributed.tasks.blocks.compare")
-    torch.testing.assert_close(threads.mutual_scores(stages, block=4), expected(stages, {}), rtol=0, atol=1e-6)
+    torch.testing.assert_close(threads.mutual_scores(stages, Settings(block=4)), expected(stages), rtol=0, atol=1e-6)
     assert 0 < computed[0] <= 55 - 5
 
 
@@ -289,6 +303,52 @@ def test_what_cannot_be_shared_out_is_said_before_the_work(settings, text, tiny_
         config = tiny_config.replace(**settings, device="cpu" if shared else "cpu,cpu")
         with pytest.raises(ConfigError, match=text):
             MuSc(config, backbone=tiny_backbone, **shared).run(photos, photos if "method" in settings else None)
+
+
+def test_no_worker_is_left(tmp_path, monkeypatch):
+    """The run says so and where it goes on; with a worker again, it does."""
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(connection, "ABSENCE", 0.5)
+    stages = drawn(40, M=64)[:1]
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as local,
+        Cluster(local.scheduler_address, cache=tmp_path, device="cpu") as cluster,
+    ):
+        job = partial(cluster.mutual_scores, stages, Settings(block=4))
+        error = in_the_middle(job, tmp_path, lambda: local.scale(0))
+        assert isinstance(error, ClusterError)
+        said = f"no worker is left at {local.scheduler_address}, for 0.5 s: .*Finished blocks are kept in {tmp_path}"
+        assert re.match(said, str(error))
+        local.scale(1)
+        computed = count_calls(monkeypatch, "musc.distributed.tasks.blocks.compare")
+        found = job()
+    assert 0 < computed[0] <= 55 - 5
+    torch.testing.assert_close(found, expected(stages), rtol=0, atol=1e-6)
+
+
+def test_a_worker_that_comes_later_and_does_not_see_the_folder(threads, tmp_path):
+    with pytest.raises(ClusterError, match=r"a worker on .* cannot read .*tokens-0.npy \(No such file"):
+        tasks.compare(tmp_path / "tokens-0.npy", None, np.ones((1, 1), bool), PLAIN, threads.worker, None, (0, 0))
+
+
+def test_a_row_that_another_worker_has_just_reduced(threads, tmp_path):
+    place = Place(tmp_path)
+    part = tmp_path / "distances-0-0.npy"
+    given = [[part], [[1]], PLAIN, threads.worker, place, 0]
+    with pytest.raises(ClusterError, match="cannot read"):
+        tasks.reduce(*given)
+    np.save(place.scores(0), np.arange(3.0))
+    assert tasks.reduce(*given).tolist() == [0, 1, 2]
+
+
+def test_a_bound_too_small_for_one_pair(threads):
+    stages, pair = drawn(5), 2 * 3 * 25 * 4
+    two = partial(devices.mutual_scores, devices=[CPU] * 2)
+    for score, bound in ((threads.mutual_scores, pair - 1), (two, 2 * pair - 1)):
+        with pytest.raises(ConfigError, match=rf"one pair of images take {pair} bytes"):
+            score(stages, Settings(max_bytes=bound))
+    assert not list((threads.cache / "blocks").glob("*"))
 
 
 def test_tokens_that_are_not_finite_are_named(threads):

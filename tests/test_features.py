@@ -1,16 +1,19 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 import time
 
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
-from musc import MuSc
+from musc import MuSc, features
 from musc.backbones import Backbone, load_backbone
 from musc.datasets.base import Sample
+from musc.decoding import Preparation, read_ahead
 from musc.errors import ConfigError, DataError
 from musc.features import TokenCache, extract
 
@@ -191,3 +194,57 @@ def test_tokens_that_are_not_finite_stop_the_run_and_name_the_image(samples, tin
 
     with pytest.raises(DataError, match=r"5\.png: .*NaN or infinity"):
         extract(samples, Broken(tiny_backbone), batch_size=6, cache=tmp_path)
+
+
+def test_processes_give_the_tokens_and_the_reasons_that_threads_give(samples, counting, photos, tmp_path):
+    (photos / "2.png").write_text("not a picture")
+    (photos / "4.png").unlink()
+    plain = extract(samples, counting, workers=2)
+    extract(samples[:2], counting, cache=tmp_path)  # these need not be decoded
+    found = extract(samples, counting, workers=1, processes=True, cache=tmp_path)
+    assert counting.images == 4 + 2 + 2
+    assert found.keys == plain.keys
+    assert found.skipped == plain.skipped
+    assert ["2.png" in s.reason for s in found.skipped] == [True, False]
+    assert all(torch.equal(a, b) for a, b in zip(found.patch_tokens, plain.patch_tokens, strict=True))
+
+
+def test_processes_leave_ctrl_c_to_this_one_and_their_death_is_said(samples):
+    how = Preparation(64, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), "bicubic")
+    expected = [how.array(sample.image) for sample in samples]
+    paths = [sample.image for sample in samples * 2]
+    before = set(multiprocessing.active_children())
+    reading = read_ahead(paths, how, lambda key: None, workers=1, processes=True, ahead=1)
+    _, (worker,) = next(reading), set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGINT)  # as Ctrl-C does to every process of a terminal
+    for n in range(1, 8):
+        key, image = next(reading)
+        assert key == expected[n % 6][0]
+        assert image.numpy().tobytes() == expected[n % 6][1].tobytes()
+    worker.kill()
+    with pytest.raises(ConfigError, match="a process that decodes images died"):
+        list(reading)
+    assert not worker.is_alive()
+
+
+def test_pictures_that_cannot_be_sent_are_decoded_by_threads(caplog):
+    class Drawn:
+        key = "drawn here"
+
+        def __call__(self):
+            return Image.new("RGB", (8, 8))
+
+    how = Preparation(4, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), "bicubic")
+    with caplog.at_level("INFO", logger="musc.decoding"):
+        ((_, image),) = read_ahead([Drawn()], how, lambda key: None, workers=2, processes=True, ahead=1)
+    assert image.shape == (3, 4, 4)
+    assert "Drawn cannot be sent to a process" in caplog.text
+
+
+def test_the_bar_counts_images_whose_tokens_are_there(samples, counting, photos, monkeypatch):
+    (photos / "2.png").write_text("not a picture")
+    seen = []
+    plain = features.tqdm.update
+    monkeypatch.setattr(features.tqdm, "update", lambda bar, n=1: (seen.append((n, counting.images)), plain(bar, n)))
+    extract(samples, counting, workers=0, batch_size=2)
+    assert seen == [(2, 2), (1, 2), (2, 4), (1, 5)]

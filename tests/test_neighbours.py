@@ -1,5 +1,6 @@
 """Fewer comparisons on purpose: shortlists of look-alikes, and coresets."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +137,16 @@ def test_a_row_of_the_benchmark_is_measured_once(tmp_path):
         if not table.has("exact", 5):
             table.add("exact", 5, "1.0")
     assert (tmp_path / "t.csv").read_text() == "way,images,seconds\nexact,5,1.0\n"
+
+
+def test_the_table_of_devices_has_what_the_chapter_reads(tmp_path):
+    """With the processor as device; a row that is there is not measured again."""
+    scale.on_devices("cpu", (6,), 2, tmp_path)
+    text = (tmp_path / "scale_gpu.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [(r["devices"], r["images"], r["way"]) for r in rows] == [("1", "6", way) for way in scale.WAYS]
+    assert all(float(r["seconds"]) > 0 for r in rows)
+    assert float(rows[-1]["largest error"]) < 1e-6
+    assert "peak (MiB)" in rows[0]
+    scale.on_devices("cpu", (6,), 2, tmp_path)
+    assert (tmp_path / "scale_gpu.csv").read_text() == text

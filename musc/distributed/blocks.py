@@ -18,32 +18,39 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from musc import engines, msm
-from musc.engines import windowed
 from musc.engines.pairs import Plan, plan_pool
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `msm.mutual_scores` takes beside tokens and pool, and what every task therefore needs."""
-
-    degrees: tuple[int, ...]
-    interval: tuple[float, float]
-    reduction: str
-    grid: tuple[int, int] | None
-    precision: str
-    position_window: float
+from musc.engines.settings import Settings
+from musc.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The pool of a Plan, its P images in blocks of `size`, the last one maybe smaller."""
+    """The pool of a Plan, its P images by seat in blocks of `size`, the last one maybe smaller."""
 
-    plan: Plan
+    plan: Plan  # by seat: `of`
     size: int
+    seats: tuple[int, ...] = ()  # the image on each seat; as they stand, where none are named
+
+    @classmethod
+    def of(cls, plan: Plan, size: int) -> Cut:
+        """Blocks of a plan's seats: with a drawn pool few of them meet."""
+        return cls(plan.seated(), size, tuple(plan.seats))
+
+    def images(self, block: int) -> list[int]:
+        """The pool's images of a block, as they stand in the pool."""
+        return [self.seats[k] if self.seats else k for k in self.blocks[block]]
+
+    def by_image(self, scores: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
+        """Scores by seat, as the images stand."""
+        if not self.seats:
+            return scores
+        found = torch.empty_like(scores)
+        found[list(self.seats[: self.plan.N])] = scores
+        return found
 
     @cached_property
     def blocks(self) -> list[range]:
-        """The images of each block."""
+        """The seats of each block."""
         P = self.plan.P
         return [range(first, min(first + self.size, P)) for first in range(0, P, self.size)]
 
@@ -99,6 +106,23 @@ def block_size(P: int, D: int, M: int, *, least: int, most_bytes: int, itemsize:
     return max(1, min(-(-P // least), most))
 
 
+def check_bound(max_bytes: int | None, D: int, M: int, at_once: int = 1, itemsize: int = 4) -> None:
+    """Raises ConfigError where max_bytes is too small for the distances of one pair of images, `at_once` of them.
+
+    Example:
+        >>> check_bound(1000, D=3, M=196)
+        Traceback (most recent call last):
+        musc.errors.ConfigError: max_bytes = 1000: the distances of one pair of images take 4704 bytes, and 1 are \
+compared at a time. Allow more memory, or take a smaller image_size or fewer degrees.
+    """
+    pair = 2 * D * M * itemsize
+    if max_bytes is not None and max_bytes < at_once * pair:
+        raise ConfigError(
+            f"max_bytes = {max_bytes}: the distances of one pair of images take {pair} bytes, and {at_once} are "
+            "compared at a time. Allow more memory, or take a smaller image_size or fewer degrees."
+        )
+
+
 def compare(
     a: Float[Tensor, "A M C"], b: Float[Tensor, "B M C"] | None, wanted: Bool[np.ndarray, "n k"], settings: Settings
 ) -> tuple[Tensor, Tensor | None]:
@@ -136,37 +160,29 @@ def reduce(parts: Sequence[np.ndarray], counts: Sequence[Sequence[int]], setting
 
 
 def check(
-    stages: Sequence[Tensor],
-    references: Sequence[Tensor] | None,
-    pool: int | Tensor | None,
-    seed: int,
-    settings: Settings,
+    stages: Sequence[Tensor], references: Sequence[Tensor] | None, pool: int | Tensor | None, settings: Settings
 ) -> Plan:
     """The Plan of a job. Raises ValueError on tokens and settings as `msm.mutual_scores` does, before any work."""
-    engines.check_settings(settings.degrees, settings.precision)
-    windowed.check_window(settings.position_window)
-    if not stages:
-        raise ValueError("no stages: give the patch tokens of at least one.")
-    if len({tokens.shape[:2] for tokens in stages}) > 1:
-        raise ValueError(f"stages of unequal shapes {[tuple(t.shape) for t in stages]}: same images, same patches.")
+    s = settings
+    engines.check_stages(stages, references)
     for n, tokens in enumerate(stages):
         extra = references[n] if references is not None else tokens[:0]
-        if extra.shape[1:] != tokens.shape[1:]:
-            raise ValueError(
-                f"references {tuple(extra.shape)} but patch tokens {tuple(tokens.shape)}: same patches and channels."
-            )
+        engines.check_stage(tokens, s.degrees, extra, s.precision, s.position_window, s.block)
         for p in range(len(tokens) + len(extra)):
             engines.check_finite(tokens[p] if p < len(tokens) else extra[p - len(tokens)], p, len(tokens))
-    plan = plan_pool(len(stages[0]), 0 if references is None else len(references[0]), pool, seed)
-    msm.interval_bounds(plan.J, settings.interval)
+    plan = plan_pool(len(stages[0]), 0 if references is None else len(references[0]), pool, s.seed)
+    msm.interval_bounds(plan.J, s.interval)
     return plan
 
 
 def block_tokens(cut: Cut, block: int, tokens: Tensor, references: Tensor | None) -> Float[Tensor, "A M C"]:
     """The tokens of a block's images, on the CPU, in a type that numpy has."""
-    images, N = cut.blocks[block], len(tokens)
-    found = tokens[images.start : images.stop]
-    if references is not None and images.stop > N:
-        found = torch.cat([found, references[max(0, images.start - N) : images.stop - N].to(found)])
+    images, N = cut.images(block), len(tokens)
+    own, extra = [p for p in images if p < N], [p - N for p in images if p >= N]
+    first = own[0] if own else 0
+    side_by_side = own == list(range(first, first + len(own)))
+    found = tokens[first : first + len(own)] if side_by_side else tokens[own]  # a slice is no copy
+    if references is not None and extra:
+        found = torch.cat([found, references[extra].to(found)])
     found = found.float() if found.dtype == torch.bfloat16 else found
     return found.cpu().contiguous()

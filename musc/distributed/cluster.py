@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import operator
 import shutil
 import tempfile
@@ -21,18 +20,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from musc.distributed import blocks, tasks
-from musc.distributed.blocks import Cut, Settings
+from musc.distributed.blocks import Cut
 from musc.distributed.connection import (
     Watch,
     check_folder,
     check_versions,
     connect,
     failures,
+    how_to_go_on,
     local_workers,
     threads_of,
 )
 from musc.distributed.tasks import Kept, Place, Worker
+from musc.engines.settings import PLAIN, Settings
 from musc.errors import ConfigError
+from musc.pruning import BLOCKS, in_use, using
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -101,35 +103,27 @@ class Cluster:
     def mutual_scores(
         self,
         stages: Sequence[Float[Tensor, "N M _"]],
-        degrees: Sequence[int] = (1, 3, 5),
-        interval: tuple[float, float] = (0.0, 0.3),
-        reduction: str = "mean",
+        settings: Settings = PLAIN,
         *,
         references: Sequence[Float[Tensor, "R M _"]] | None = None,
         pool: int | Int[Tensor, "N J"] | None = None,
-        seed: int = 0,
-        grid: tuple[int, int] | None = None,
-        precision: str = "float32",
-        block: int | None = None,
-        position_window: float = math.inf,
-        max_bytes: int | None = None,
-        scratch: Path | str | None = None,
-        progress: bool = False,
     ) -> Float[Tensor, "N M"]:
-        """`msm.mutual_scores` (Eq. 1-3) by the workers; the scores are the same, on the CPU.
+        """`msm.scores` (Eq. 1-3) by the workers; the scores are the same, on the CPU.
 
-        block: images per block; a task holds two blocks. max_bytes: the distances of one task take a quarter of it at
-        most, unless `block` says else. scratch: not used; distances wait in the cache, or in the cluster's memory. The
-        others are as in `msm.mutual_scores`.
+        settings: as for one process; block: images per block, a task holds two blocks. max_bytes: the distances of one
+        task take a quarter of it at most, unless `block` says else. scratch: not used; distances wait in the cache, or
+        in the cluster's memory. references, pool: as in `msm.mutual_scores`.
 
         Raises ValueError as `msm.mutual_scores`, ClusterError where scheduler or workers go away, ConfigError where the
-        cache has no room.
+        cache has no room, or max_bytes is too small for one pair of images.
         """
-        settings = Settings(tuple(degrees), interval, reduction, grid, precision, position_window)
-        plan = blocks.check(stages, references, pool, seed, settings)
-        M, D = stages[0].shape[1], len(degrees)
+        plan = blocks.check(stages, references, pool, settings)
+        M, D, max_bytes = stages[0].shape[1], len(settings.degrees), settings.max_bytes
         most = MOST if max_bytes is None else min(MOST, max_bytes // 4)
-        cut = Cut(plan, block or blocks.block_size(plan.P, D, M, least=LEAST, most_bytes=most))
+        blocks.check_bound(max_bytes, D, M)
+        cut = Cut.of(plan, settings.block or blocks.block_size(plan.P, D, M, least=LEAST, most_bytes=most))
+        hidden = None if settings.progress else True
+        settings = settings.of_scores()  # what tasks and their files depend on
         extra = [None] * len(stages) if references is None else references
         tokens = [
             [blocks.block_tokens(cut, b, *both) for b in range(len(cut.blocks))]
@@ -137,7 +131,10 @@ class Cluster:
         ]
         folder = self._folder(tokens, cut, settings)
         total = len(stages) * len(plan.pairs())
-        with tqdm(total=total, desc="pairs", unit="pair", disable=None if progress else True) as bar:
+        with ExitStack() as during:
+            bar = during.enter_context(tqdm(total=total, desc="pairs", unit="pair", disable=hidden))
+            if folder is not None:
+                during.enter_context(using(folder))
             run = Run(self, cut, settings, folder, bar)
             with failures(self.client, self.scheduler, folder):
                 try:
@@ -147,10 +144,10 @@ class Cluster:
                 except BaseException:  # Ctrl-C too
                     run.cancel()
                     raise
-        if folder is not None:
+        if folder is not None and not in_use(folder):  # by another process that was given the same
             shutil.rmtree(folder, ignore_errors=True)
         parts = [torch.cat([torch.from_numpy(scores[n, row]) for row in cut.rows]) for n in range(len(stages))]
-        return torch.stack(parts).sum(dim=0) / len(stages)
+        return cut.by_image(torch.stack(parts).sum(dim=0) / len(stages))
 
     def _folder(self, tokens: list[list[Tensor]], cut: Cut, settings: Settings) -> Path | None:
         """Where the files of this job lie, by a digest of all that its blocks depend on."""
@@ -163,7 +160,7 @@ class Cluster:
             for block in every:
                 digest.update(repr((block.dtype, tuple(block.shape))).encode())
                 digest.update(block.numpy().reshape(-1).data)
-        folder = self.cache / "blocks" / digest.hexdigest()
+        folder = self.cache / BLOCKS / digest.hexdigest()
         sizes = sum(block.nbytes for every in tokens for block in every)
         distances = len(settings.degrees) * cut.plan.N * cut.plan.J * tokens[0][0].shape[1] * 4
         need, free = sizes + distances // 3, shutil.disk_usage(self.cache).free  # a quarter waits, and what is written
@@ -215,7 +212,7 @@ class Run:
 
     def gather(self) -> dict[tuple[int, int], Any]:
         """Waits for all tasks: patch scores by stage and row. Raises what a task raised."""
-        watch = Watch(self.cluster.client, self.cluster.scheduler)
+        watch = Watch(self.cluster.client, self.cluster.scheduler, how_to_go_on(self.folder))
         while len(self.scores) < len(self.rows):
             watch.look()
             for future in self.waiting.next_batch(block=False) or [None]:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PATIENCE = 10.0  # seconds in which a scheduler must answer, and have a worker
+ABSENCE = 60.0  # seconds that a run waits for a worker where none is left
 # Evaluated everywhere as it stands: a worker of another version may have no function of ours to call.
 VERSION = (
     "(__import__('musc').__version__, "
@@ -79,7 +80,7 @@ def check_versions(client: Client) -> str:
     Raises ClusterError naming those that have another, or none.
     """
     mine = eval(VERSION)
-    found = client.run(eval, VERSION, on_error="return")
+    found = asked(client, eval, VERSION)
     try:
         found["the scheduler"] = client.run_on_scheduler(eval, VERSION)
     except Exception as error:  # whatever importing musc raises there
@@ -96,6 +97,16 @@ def check_versions(client: Client) -> str:
     return mine[1]
 
 
+def asked(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """What a function gives on every worker, or the error that it raises there; a worker that left meanwhile is not
+    asked."""
+    from distributed.comm import CommClosedError
+
+    found = client.run(function, *args, on_error="return")
+    here = client.nthreads() if any(isinstance(said, CommClosedError | OSError) for said in found.values()) else found
+    return {worker: said for worker, said in found.items() if worker in here}
+
+
 def check_folder(client: Client, folder: Path) -> None:
     """Raises ClusterError where a worker does not see what is written in `folder`, or cannot write there."""
     with marked() as mark:
@@ -103,7 +114,7 @@ def check_folder(client: Client, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(mark)
         try:
-            said = client.run(tasks.sees, folder, name, mark)
+            said = asked(client, tasks.sees, folder, name, mark)
         finally:
             (folder / name).unlink(missing_ok=True)
     for worker, reason in said.items():
@@ -114,6 +125,11 @@ def check_folder(client: Client, folder: Path) -> None:
             )
 
 
+def how_to_go_on(kept: Path | None) -> str:
+    """kept: where finished blocks are, if anywhere."""
+    return f"Finished blocks are kept in {kept}; the same command goes on from there." if kept else "Try again."
+
+
 @contextmanager
 def failures(client: Client, scheduler: str, kept: Path | None) -> Iterator[None]:
     """What Dask raises where a worker or the scheduler dies, as ours. kept: where finished blocks are."""
@@ -122,7 +138,7 @@ def failures(client: Client, scheduler: str, kept: Path | None) -> Iterator[None
     from distributed import KilledWorker
     from distributed.comm import CommClosedError
 
-    again = f"Finished blocks are kept in {kept}; the same command goes on from there." if kept else "Try again."
+    again = how_to_go_on(kept)
     try:
         if client.status != "running":  # since an earlier job
             raise CancelledError(client.status)
@@ -137,10 +153,12 @@ def failures(client: Client, scheduler: str, kept: Path | None) -> Iterator[None
 
 
 class Watch:
-    """Raises ClusterError when the scheduler went away, or no worker is left for `patience` seconds."""
+    """Raises ClusterError when the scheduler went away, or no worker is left for ABSENCE seconds.
 
-    def __init__(self, client: Client, scheduler: str, patience: float = 60.0, every: float = 2.0) -> None:
-        self.client, self.scheduler, self.patience, self.every = client, scheduler, patience, every
+    again: what to do then."""
+
+    def __init__(self, client: Client, scheduler: str, again: str, every: float = 2.0) -> None:
+        self.client, self.scheduler, self.again, self.every = client, scheduler, again, min(every, ABSENCE)
         self.asked = self.seen = time.monotonic()
 
     def look(self) -> None:
@@ -155,10 +173,10 @@ class Watch:
         self.asked = now
         if self.client.nthreads():
             self.seen = now
-        elif now - self.seen > self.patience:
+        elif now - self.seen > ABSENCE:
             raise ClusterError(
-                f"no worker is left at {self.scheduler}, for {self.patience:g} s: start some with "
-                f"`dask worker {self.scheduler}`, and give the same command again."
+                f"no worker is left at {self.scheduler}, for {ABSENCE:g} s: start some with "
+                f"`dask worker {self.scheduler}`. {self.again}"
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -18,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from musc.distributed import blocks
-from musc.distributed.blocks import Cut, Settings
+from musc.distributed.blocks import Cut
 from musc.distributed.tasks import Kept, load, save
+from musc.engines.settings import PLAIN, Settings
 
 MOST = 256 << 20  # bytes of the distances of one pair of blocks
 
@@ -60,33 +60,23 @@ class Stage:
 
 def mutual_scores(
     stages: Sequence[Float[Tensor, "N M _"]],
-    degrees: Sequence[int] = (1, 3, 5),
-    interval: tuple[float, float] = (0.0, 0.3),
-    reduction: str = "mean",
+    settings: Settings = PLAIN,
     *,
     devices: Sequence[torch.device],
     references: Sequence[Float[Tensor, "R M _"]] | None = None,
     pool: int | Int[Tensor, "N J"] | None = None,
-    seed: int = 0,
-    grid: tuple[int, int] | None = None,
-    precision: str = "float32",
-    block: int | None = None,
-    position_window: float = math.inf,
-    max_bytes: int | None = None,
-    scratch: Path | str | None = None,
-    progress: bool = False,
 ) -> Float[Tensor, "N M"]:
-    """`msm.mutual_scores` (Eq. 1-3) by several devices of this machine; the scores are the same, on the CPU.
+    """`msm.scores` (Eq. 1-3) by several devices of this machine; the scores are the same, on the CPU.
 
     Args:
+        settings: as for one device; block: images per block, two blocks' tokens are on a device at a time. max_bytes:
+            what distances may take in memory. Where more might wait for their rows (a quarter of all), they wait in
+            files of a temporary folder (in `scratch`, if given). None: all wait in memory.
         devices: a thread for each, such as two GPUs; one that is named twice gets two threads.
-        block: images per block; two blocks' tokens are on a device at a time.
-        max_bytes: what distances may take in memory. Where more might wait for their rows (a quarter of all), they wait
-            in files of a temporary folder (in `scratch`, if given). None: all wait in memory.
-        The others are as in `msm.mutual_scores`.
+        references, pool: as in `msm.mutual_scores`.
 
     Raises:
-        ValueError: as `msm.mutual_scores`. ConfigError: a device's memory does not hold a pair of images.
+        ValueError: as `msm.mutual_scores`. ConfigError: memory, or max_bytes, does not hold a pair of images.
 
     Example:
         >>> from musc import msm
@@ -95,27 +85,27 @@ def mutual_scores(
         >>> scores.allclose(msm.mutual_scores([stage]))
         True
     """
-    settings = Settings(tuple(degrees), interval, reduction, grid, precision, position_window)
-    plan = blocks.check(stages, references, pool, seed, settings)
-    M, D = stages[0].shape[1], len(degrees)
+    plan = blocks.check(stages, references, pool, settings)
+    M, D, max_bytes = stages[0].shape[1], len(settings.degrees), settings.max_bytes
     most = MOST if max_bytes is None else min(MOST, max_bytes // (4 * len(devices)))
-    cut = Cut(plan, block or blocks.block_size(plan.P, D, M, least=3 * len(devices), most_bytes=most))
+    blocks.check_bound(max_bytes, D, M, len(devices))
+    size = settings.block or blocks.block_size(plan.P, D, M, least=3 * len(devices), most_bytes=most)
+    cut = Cut.of(plan, size)
     total: Tensor | None = None
     with ExitStack() as leaving:
         folder = None
         if (
             max_bytes is not None and max_bytes // 2 < D * plan.N * plan.J * M
         ):  # a quarter of so many numbers of 4 bytes
-            folder = Path(leaving.enter_context(tempfile.TemporaryDirectory(prefix="musc-", dir=scratch)))
-        bar = leaving.enter_context(
-            tqdm(total=len(stages) * len(plan.pairs()), desc="pairs", unit="pair", disable=None if progress else True)
-        )
+            folder = Path(leaving.enter_context(tempfile.TemporaryDirectory(prefix="musc-", dir=settings.scratch)))
+        total_pairs, hidden = len(stages) * len(plan.pairs()), None if settings.progress else True
+        bar = leaving.enter_context(tqdm(total=total_pairs, desc="pairs", unit="pair", disable=hidden))
         for n, tokens in enumerate(stages):
             extra = None if references is None else references[n]
             every = [blocks.block_tokens(cut, b, tokens, extra) for b in range(len(cut.blocks))]
             stage = Stage(cut, settings, every, folder)
             _compute(stage, devices, bar)
-            scores = torch.cat([stage.scores[row] for row in cut.rows])
+            scores = cut.by_image(torch.cat([stage.scores[row] for row in cut.rows]))
             total = scores if total is None else total + scores
     assert total is not None
     return total / len(stages)

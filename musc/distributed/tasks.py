@@ -6,6 +6,7 @@ scores are files in it, and a task that finds its result there has nothing to do
 
 from __future__ import annotations
 
+import platform
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from jaxtyping import Bool
 
 from musc.backbones import resolve_device
 from musc.distributed import blocks
-from musc.distributed.blocks import Settings
+from musc.engines.settings import Settings
 from musc.errors import ClusterError
 from musc.saving import whole
 from musc.sources import numerical_version
@@ -82,8 +83,19 @@ def save(path: Path, array: np.ndarray) -> Path:
 
 
 def load(kept: Kept) -> np.ndarray:
-    """The array; that of a file is mapped into memory, and a change of it stays there."""
-    return np.load(kept, mmap_mode="c") if isinstance(kept, Path) else kept
+    """The array; that of a file is mapped into memory, and a change of it stays there.
+
+    Raises ClusterError where the file is not there: a worker that came after the others were asked may not see the
+    folder."""
+    if not isinstance(kept, Path):
+        return kept
+    try:
+        return np.load(kept, mmap_mode="c")
+    except OSError as error:
+        raise ClusterError(
+            f"a worker on {platform.node()} cannot read {kept} ({error.strerror or error}): give a folder that all "
+            "machines share with --cache, end workers that do not see it, and give the same command again."
+        ) from error
 
 
 def pass_on(array: np.ndarray) -> np.ndarray:
@@ -123,7 +135,13 @@ def reduce(
     worker.ready()
     if place is not None and place.scores(row).exists():
         return np.load(place.scores(row))
-    scores = blocks.reduce([load(part) for part in parts], counts, settings).numpy()
+    try:
+        arrays = [load(part) for part in parts]
+    except ClusterError:  # a task that was given to two workers: the other has just done it
+        if place is not None and place.scores(row).exists():
+            return np.load(place.scores(row))
+        raise
+    scores = blocks.reduce(arrays, counts, settings).numpy()
     if place is not None:
         save(place.scores(row), scores)
         for part in parts:

@@ -119,6 +119,19 @@ def check_stages(stages: Sequence[Tensor], references: Sequence[Tensor] | None) 
         raise ValueError(f"{len(stages)} stages, but references of {len(references)}: give the tokens of each.")
 
 
+def check_stage(
+    tokens: Tensor, degrees: Sequence[int], references: Tensor | None, precision: str, window: float, block: int | None
+) -> None:
+    """Raises ValueError unless tokens are [N, M, C], the settings exist, and references have the same patches."""
+    lnamd.check_tokens(tokens)
+    check_settings(degrees, precision, block)
+    windowed.check_window(window)
+    if references is not None and references.shape[1:] != tokens.shape[1:]:
+        raise ValueError(
+            f"references {tuple(references.shape)} but patch tokens {tuple(tokens.shape)}: same patches and channels."
+        )
+
+
 def check_settings(degrees: Sequence[int], precision: str, block: int | None = None) -> None:
     """Raises ValueError unless the degrees are odd, at least one, the precision exists, and a block holds an image."""
     if block is not None and block < 1:

@@ -18,11 +18,13 @@ Write = Callable[[list[int], list[int], Distances], None]  # of k images i and t
 class Plan:
     """Image i is scored by pool image p into row slot[i, p] of its J distances; -1: p does not score i.
 
-    slot: [N, P]. The pool is the N images themselves, then the reference images (P = N + R).
+    slot: [N, P]. The pool is the N images themselves, then the reference images (P = N + R). order: the pool's images
+    so that those that score each other are near (None: as they stand).
     """
 
     slot: Tensor
     J: int
+    order: tuple[int, ...] | None = None
 
     @property
     def N(self) -> int:
@@ -31,6 +33,15 @@ class Plan:
     @property
     def P(self) -> int:
         return self.slot.shape[1]
+
+    @property
+    def seats(self) -> list[int]:
+        """The pool's images in `order`, the references last."""
+        return list(range(self.P) if self.order is None else self.order)
+
+    def seated(self) -> Plan:
+        """The plan by seat: image k and pool image k are those on the k-th seat. The rows of distances stay."""
+        return self if self.order is None else Plan(self.slot[self.seats[: self.N]][:, self.seats], self.J)
 
     def pairs(self) -> list[tuple[int, int]]:
         """Every pair (i, p), i < p, of which at least one image scores the other: each is compared once."""
@@ -54,8 +65,12 @@ class Plan:
         groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for i, p in self.pairs():
             groups.setdefault((i // size, p // size), []).append((i, p))
-        # boustrophedon: consecutive groups share a block of images
-        order = sorted(groups, key=lambda g: (g[0], g[1] if g[0] % 2 == 0 else -g[1]))
+        order: list[tuple[int, int]] = []
+        for first in sorted({a for a, _ in groups}):
+            row = sorted(g for g in groups if g[0] == first)
+            # consecutive groups share a block of images where they can: where all are there, to and fro
+            held = order[-1] if order else ()
+            order += row[::-1] if row[-1][1] in held and row[0][1] not in held else row
         return [groups[g] for g in order]
 
     def write(self, write: Write, i: int, others: Sequence[int], to_others: Distances, to_i: Distances) -> None:
@@ -106,7 +121,7 @@ def plan_pool(N: int, R: int = 0, pool: int | Tensor | None = None, seed: int = 
             f"{N} image and {R} reference images: mutual scoring compares images of one product with each other. "
             "Give at least two images, or one and a reference image."
         )
-    chosen = torch.zeros(N, N, dtype=torch.bool)
+    chosen, seats = torch.zeros(N, N, dtype=torch.bool), None
     if pool is None or (isinstance(pool, int) and pool >= max(1, N - 1)):
         chosen = ~torch.eye(N, dtype=torch.bool)
     elif isinstance(pool, int):
@@ -115,7 +130,7 @@ def plan_pool(N: int, R: int = 0, pool: int | Tensor | None = None, seed: int = 
                 f"pool = {pool}: give the number of images that score each image, from 1 (from 0 with references)."
             )
         if pool:
-            chosen = _random_regular(N, pool, seed)
+            chosen, seats = _random_circle(N, pool, seed)
     else:
         rows, pool = torch.arange(N)[:, None], torch.as_tensor(pool)
         shaped = pool.ndim == 2 and len(pool) == N and not pool.is_floating_point()
@@ -126,25 +141,22 @@ def plan_pool(N: int, R: int = 0, pool: int | Tensor | None = None, seed: int = 
             raise ValueError("pool: an image is named twice in one row; every row needs equally many different images.")
     wanted = torch.cat([chosen, torch.ones(N, R, dtype=torch.bool)], dim=1)  # [N, N + R]
     slot = torch.where(wanted, wanted.cumsum(dim=1) - 1, -1)
-    return Plan(slot, int(wanted[0].sum()))
+    order = None if seats is None else (*seats.tolist(), *range(N, N + R))
+    return Plan(slot, int(wanted[0].sum()), order)
 
 
-def _random_regular(N: int, R: int, seed: int) -> Tensor:
-    """[N, N] mask with R others per row, every other one equally likely.
+def _random_circle(N: int, R: int, seed: int) -> tuple[Tensor, Tensor]:
+    """[N, N] mask with R others per row, every other one equally likely, and the images [N] by seat.
 
-    The images stand in a random circle and each is scored by those at R drawn offsets. Offsets come in pairs +s, -s, so
-    that a comparison serves both of its images: N R / 2 comparisons rather than N R.
+    The images sit in a random circle and each is scored by the R that sit nearest, R / 2 on either side: a comparison
+    serves both of its images, N R / 2 comparisons rather than N R, and neighbours share what they need. For odd R the
+    last one sits opposite; an odd circle has no such seat, and the next one on one side takes its place.
     """
-    generator = torch.Generator().manual_seed(seed)
-    seat = torch.randperm(N, generator=generator)
-    steps = torch.randperm((N - 1) // 2, generator=generator) + 1
-    offsets = torch.stack([steps, -steps], dim=1).flatten()[: R - R % 2]
-    if R % 2:  # opposite seats are their own mirror image; an odd circle has none and one offset stays single
-        rest = torch.tensor([N // 2]) if N % 2 == 0 else steps[R // 2][None]
-        offsets = torch.cat([offsets, rest])
-    elif len(offsets) < R:  # cannot be: R <= N - 2 leaves enough pairs
-        raise AssertionError("not enough offsets")
+    seat = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
+    offsets = [s for step in range(1, R // 2 + 1) for s in (step, -step)]
+    if R % 2:
+        offsets.append(N // 2 if N % 2 == 0 else R // 2 + 1)
     mask = torch.zeros(N, N, dtype=torch.bool)
-    for s in offsets.tolist():
+    for s in offsets:
         mask[seat, seat.roll(s)] = True
-    return mask
+    return mask, seat

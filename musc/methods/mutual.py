@@ -28,7 +28,7 @@ class Mutual:
     config: MuScConfig
     size: Size
     device: torch.device | str = "cpu"
-    scorer: Scorer = msm.mutual_scores
+    scorer: Scorer = msm.scores
 
     def score(self, features: Features, references: Features | None = None) -> Scores:
         """Patch scores (Eq. 3), and image scores after RsCIN (Eq. 5) or RsCon.

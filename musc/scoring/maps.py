@@ -13,6 +13,7 @@ from torch import Tensor
 
 from musc import msm, rscin
 from musc.config import MuScConfig
+from musc.engines.settings import Settings
 from musc.errors import ConfigError
 from musc.features import Features
 from musc.scoring import consistency, neighbours, roi
@@ -20,7 +21,7 @@ from musc.scoring.aggregation import prepared
 from musc.sizes import Size, rows_columns
 
 PatchScores = dict[tuple[int, int], Tensor]  # by patch grid (rows, columns): [N, M]
-Scorer = Callable[..., Tensor]  # computes what `msm.mutual_scores` does, from the same arguments
+Scorer = Callable[..., Tensor]  # does what `msm.scores` does, with the same arguments
 
 
 def anomaly_maps(scores: PatchScores, size: Size) -> Float[Tensor, "N H W"]:
@@ -45,7 +46,7 @@ def patch_scores(
     device: torch.device,
     notes: list[str] | None = None,
     progress: bool = False,
-    scorer: Scorer = msm.mutual_scores,
+    scorer: Scorer = msm.scores,
 ) -> PatchScores:
     """Eq. 3 before upsampling, by patch grid: one grid, except for Swin, whose scores then add up to Eq. 3's.
 
@@ -99,11 +100,11 @@ def _mutual_scores(
         grid = (1, K)
     if c.consistency == "off":
         pool, interval = _pool(features, references, c, device)
-        found = scorer(
-            tokens, degrees, interval, c.reduction, references=extra, pool=pool, seed=c.seed, grid=grid,
-            precision=c.precision, block=c.block, position_window=c.position_window, max_bytes=c.max_memory,
+        settings = Settings(
+            degrees, interval, c.reduction, grid, c.precision, c.position_window, c.seed, c.block, c.max_memory,
             progress=progress,
         )  # fmt: skip
+        found = scorer(tokens, settings, references=extra, pool=pool)
         return found if patches is None else roi.spread(found, patches)
     scores, groups = consistency.mutual_scores(
         tokens, degrees, c.interval, c.reduction, correct=c.consistency == "correct", references=extra, grid=grid,
