@@ -43,7 +43,7 @@ class Features:
     """The tokens of N images: per stage l, patch_tokens[l] is [N, M_l, C_l], laid out on the grid grids[l] = (H, W)
     with M = H * W, row by row; class_tokens is [N, D] or None. samples are the images that were read, in order; keys
     their contents' digests (`content_key`), which are also their names in the cache. region: [N, H, W], or [1, H, W]
-    for all images, True where patches take part in scoring (`scoring.roi`); None: everywhere. `only_read`: no stages."""
+    for all images, True where patches take part (`scoring.roi`); None: everywhere. `only_read` gives no stages."""
 
     patch_tokens: list[Tensor]
     class_tokens: Tensor | None
