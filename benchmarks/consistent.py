@@ -1,6 +1,6 @@
 """Defects that many images share: what the plain method loses by them, and what the correction gives back.
 
-    python -m benchmarks.consistent [--networks procedural focus_vits14] [--seeds 4] [--out FILE]
+    python -m benchmarks.consistent [--networks procedural focus_vits14] [--seeds 0 1 2 3] [--out FILE]
 
 A pool holds normal images of a product, images with one identical defect, images with that kind of defect drawn anew
 for each, and images of various kinds. A set takes 20 of them: "same" and "fresh" at 10, 20, 30 and 40 % of the images,
@@ -161,7 +161,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.consistent", description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="*", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3])
     parser.add_argument("--products", nargs="*", default=list(PRODUCTS), choices=PRODUCTS)
     parser.add_argument("--cache", type=Path, help="folder in which distances are kept, 10 MB a pool")
     parser.add_argument("--out", type=Path, default=FILE)
@@ -171,7 +171,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in args.networks:
         network = MuSc(MuScConfig(backbone=name, image_size=SIZES[name], workers=0, device="cpu"))
-        for seed in range(args.seeds):
+        for seed in args.seeds:
             for product in args.products:
                 if (name, product, seed) not in done:
                     rows = pd.DataFrame(rows_of_pool(network, product, seed, args.cache))

@@ -207,9 +207,11 @@ def _digest(musc: MuSc, category: Category, pool: Category | None) -> str:
 
 
 def _measure(category: Category, name: str, config: MuScConfig, pool: Category | None, tokens: Tokens) -> dict:
+    musc = tokens.musc
+    if name == "winclip":  # it needs the images alone
+        tokens = Tokens(MuSc(config, backbone=musc.backbone, progress=False), category)
     before = tokens.seconds
     features, normal = tokens.of_images(), tokens.of_references(pool)
-    musc = tokens.musc
     method = registry.build(config, musc.backbone, category.name, musc.scorer if musc.elsewhere else None)
     with peak_memory(musc.device) as peak:
         start = time.perf_counter()

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from musc.backbones import Backbone, Tokens
 from musc.datasets.base import Sample, Skipped
+from musc.datasets.images import content_key, read_image
 from musc.decoding import Preparation, read_ahead
 from musc.errors import ConfigError, DataError
 from musc.saving import whole
@@ -40,7 +42,7 @@ class Features:
     """The tokens of N images: per stage l, patch_tokens[l] is [N, M_l, C_l], laid out on the grid grids[l] = (H, W)
     with M = H * W, row by row; class_tokens is [N, D] or None. samples are the images that were read, in order; keys
     their contents' digests (`content_key`), which are also their names in the cache. region: [N, H, W], or [1, H, W]
-    for all images, True where patches take part in scoring (`scoring.roi`); None: everywhere."""
+    for all images, True where patches take part (`scoring.roi`); None: everywhere. `only_read` gives no stages."""
 
     patch_tokens: list[Tensor]
     class_tokens: Tensor | None
@@ -53,8 +55,10 @@ class Features:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def summary(self) -> Tensor:
-        """[N, 4 C]: the mean patch token of each quarter of the image, of the last stage."""
+    def summary(self) -> Tensor | None:
+        """[N, 4 C]: the mean patch token of each quarter of the image, of the last stage; None without tokens."""
+        if not self.patch_tokens:
+            return None
         H, W = self.grids[-1]
         # image by image: tokens may lie on disk
         grids = (tokens.float().reshape(H, W, -1).movedim(-1, 0) for tokens in self.patch_tokens[-1])  # [C, H, W] each
@@ -211,10 +215,42 @@ def extract(
                 rows.set(index, key, item)
             bar.update()
         flush()
+    _check_any_read(samples, skipped)
+    return rows.features(samples, skipped)
+
+
+def only_read(samples: Sequence[Sample], workers: int = 2) -> Features:
+    """The readable images and their digests without tokens, for a method that runs the images through its own network.
+
+    Raises DataError where not one image could be read.
+
+    Example:
+        >>> from musc.datasets import load_category
+        >>> tile = only_read(load_category("synthetic", name="tile", good=2, defects=1).samples)
+        >>> len(tile), len(tile.keys), tile.patch_tokens
+        (3, 3, [])
+    """
+
+    def read(sample: Sample) -> str | Skipped:
+        try:
+            key = content_key(sample.image)
+            read_image(sample.image)
+        except DataError as error:
+            return Skipped(sample.name, str(error))
+        return key
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        found = list(zip(samples, pool.map(read, samples), strict=True))
+    skipped = tuple(key for _, key in found if isinstance(key, Skipped))
+    _check_any_read(samples, skipped)
+    kept = [(sample, key) for sample, key in found if isinstance(key, str)]
+    return Features([], None, (), tuple(s for s, _ in kept), skipped, tuple(key for _, key in kept))
+
+
+def _check_any_read(samples: Sequence[Sample], skipped: Sequence[Skipped]) -> None:
     if len(skipped) == len(samples):
         reasons = "\n  ".join(s.reason for s in skipped[:3])
         raise DataError(f"none of the {len(samples)} images could be read:\n  {reasons}" if samples else "no images.")
-    return rows.features(samples, skipped)
 
 
 def stored(keys: Sequence[str], names: Sequence[str], backbone: Backbone, cache: Path, half: bool = False) -> Features:

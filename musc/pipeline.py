@@ -30,7 +30,7 @@ from musc.distributed import check_shared, devices
 from musc.distributed.cluster import Cluster
 from musc.engines import memory
 from musc.errors import ConfigError, DataError
-from musc.features import Features, check_references, extract
+from musc.features import Features, check_references, extract, only_read
 from musc.methods import registry
 from musc.methods.base import image_scores, method_maps
 from musc.results import MuScResult, environment
@@ -180,7 +180,9 @@ class MuSc:
             )
         every = [features, *([reference_features] if reference_features else [])]
         images_read = [s for f in every for s in f.samples]
-        found = copies(images_read, [k for f in every for k in f.keys], torch.cat([f.summary() for f in every]))
+        summaries = [summary for f in every if (summary := f.summary()) is not None]
+        keys = [k for f in every for k in f.keys]
+        found = copies(images_read, keys, torch.cat(summaries) if summaries else None)
         notes = [*values.notes, *copies_note(images_read, found), *roi.notes(self.config.roi, features)]
         own: Tensor | None = None
         with _timed(timings, "mutual scoring" if self.config.mutual else self.config.method):
@@ -253,7 +255,7 @@ class MuSc:
             fingerprint=self.fingerprint(category, pool),
             keys=features.keys,
             reference_keys=references.keys if references else (),
-            cache=str(self.cache.absolute()) if self.cache else "",
+            cache=str(self.cache.absolute()) if self.cache and features.patch_tokens else "",
             root=os.path.abspath(category.root) if category.root else "",
             region=None if features.region is None else features.region.numpy(),
         )
@@ -263,10 +265,15 @@ class MuSc:
         return value_range(samples, self.config.full_scale, self.config.workers)
 
     def features(self, samples: Sequence[Sample], values: ValueRange | None = None) -> Features:
-        """The tokens of `samples`, from the cache where they are there; values: decided for more than these images."""
+        """The tokens of `samples`, from the cache where they are there; values: decided for more than these images.
+
+        WinCLIP runs windows of the images through the network itself: of them the images are read, and no more."""
         c, free = self.config, memory.free_bytes(torch.device("cpu"))
+        samples = (values or self.value_range(*samples)).applied(samples)
+        if c.method == "winclip":
+            return only_read(samples, c.workers)
         return extract(
-            (values or self.value_range(*samples)).applied(samples),
+            samples,
             self.backbone,
             cache=self.cache,
             batch_size=c.batch_size,

@@ -270,7 +270,13 @@ def test_winclip_by_name(small_clip, category, tmp_path):
     from musc.datasets.images import preprocess, read_image
 
     config = MuScConfig(method="winclip", backbone="small", weights="random", device="cpu", workers=0)
-    result = MuSc(config).run(category)
+    musc = MuSc(config, cache=tmp_path / "cache")
+    result = musc.run(category)
+    assert not (tmp_path / "cache").exists()  # no tokens are extracted
+    assert result.cache == ""
+    other = MuSc(config.replace(method="subspacead"), backbone=musc.backbone, cache=tmp_path / "cache").run(category)
+    assert (tmp_path / "cache").exists()  # as they are for another method
+    assert result.keys == other.keys
     clip = text.load_clip(small_clip, "random", 24)
     inputs = [preprocess(read_image(s.image), 24, small_clip.mean, small_clip.std) for s in category.samples]
     scores, maps = winclip.score(clip, torch.stack(inputs), "cup")

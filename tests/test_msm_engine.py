@@ -56,6 +56,9 @@ def test_any_number_of_channels_and_patches(engine, grid, C):  # noqa: F811
     for d, degree in enumerate((1, 3)):
         expected = plain.distances(plain.aggregate(x, degree, grid))
         np.testing.assert_allclose(got[d], expected, atol=1e-5)
+        if degree == 1:  # alone, tokens lie without regard to the grid
+            alone = msm.stage_distances(x, (1,), grid=grid)[0]
+            np.testing.assert_allclose(alone, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("degrees", [(9, 1, 7), (1, 11)])

@@ -10,10 +10,15 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
+from test_compare import small_clip  # noqa: F401
 
-from musc import MuSc, cli, reproduce, rscin
+from musc import MuSc, cli, fewshot, reproduce, rscin
+from musc.backbones import text
+from musc.datasets.images import preprocess, read_image
 from musc.errors import ConfigError, DataError
-from musc.reproduce import REGISTRY, charts, comparison, draw, gallery, measure, paper, registry
+from musc.methods import winclip
+from musc.methods.patchcore import PatchCore
+from musc.reproduce import REGISTRY, charts, comparison, draw, gallery, measure, others, paper, registry
 
 TINY = {"backbone": "deit_tiny_patch16_224", "weights": "random", "image_size": 64, "stages": (1, 2), "device": "cpu"}
 WORDS = ["--backbone", "deit_tiny_patch16_224", "--weights", "random", "--image-size", "64", "--device", "cpu"]
@@ -482,3 +487,69 @@ def test_summary_counts_the_cells(small):
     assert made.summary == f"Table 1: {run}; {others} quoted; synthetic stand-in, apart: 0"
     assert "MVTec" not in small.describe()
     assert small.describe().splitlines()[0] == "profile   paper, masks official"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """One category in the layout of MVTec AD with 6 normal training images."""
+    root = tmp_path_factory.mktemp("many")
+    for i in range(6):
+        plant(root / "screw" / "train" / "good", 50 + i, False)
+    for i in range(3):
+        plant(root / "screw" / "test" / "good", i, False)
+        mask = plant(root / "screw" / "test" / "spot", i + 3, i > 0)
+        (root / "screw" / "ground_truth" / "spot").mkdir(parents=True, exist_ok=True)
+        mask.save(root / "screw" / "ground_truth" / "spot" / f"{i + 3:03}_mask.png")
+    return root
+
+
+def test_rivals_are_measured_with_k_shots_and_every_draw(many, tmp_path, monkeypatch):
+    lab = reproduce.profile("paper", many, folder=tmp_path, **TINY)
+    category = lab.category("mvtec_ad", "screw")
+    musc = lab.musc("mvtec_ad")
+    test, train = musc.features(category.samples), musc.features(category.train)
+    labels = [sample.label for sample in test.samples]
+
+    def auroc(rows):
+        return 100 * roc_auc_score(labels, PatchCore().score(test, train.take(rows)).images)
+
+    made = reproduce.make("table_1", lab)
+    four = made.frame.query("method == 'PatchCore' and dataset == 'mvtec_ad'").set_index("metric")
+    assert set(four["row"]) == {"4-shot block"}
+    assert set(four["status"]) == {"measured"}
+    expected = np.mean([auroc(fewshot.draw(6, 4, seed)) for seed in range(5)])
+    assert four.loc["image_auroc", "here"] == pytest.approx(expected, abs=1e-3)
+    assert set(made.frame.query("method == 'WinCLIP'")["status"]) == {"quoted"}  # no weights of CLIP here
+    full = reproduce.make("table_2", lab).frame.query("method == 'PatchCore'").set_index("metric")["here"]
+    assert full["image_auroc"] == pytest.approx(auroc(range(6)), abs=1e-3)
+    monkeypatch.setattr(MuSc, "run", None)  # finished ones are read
+    assert others.measured(lab, "mvtec_ad", "screw", "PatchCore", "4-shot")["image"]["auroc"] == pytest.approx(
+        expected / 100, abs=1e-5
+    )
+    assert others.measured(lab, "mvtec_ad", "screw", "PatchCore", "8-shot") is None  # there are six
+
+
+def test_winclip_is_measured_where_a_clip_is(many, tmp_path, small_clip):  # noqa: F811
+    lab = reproduce.profile("paper", many, folder=tmp_path, backbone="small", weights="random", device="cpu")
+    category = lab.category("mvtec_ad", "screw")
+    labels = [sample.label for sample in category.samples]
+    inputs = [preprocess(read_image(s.image), 24, small_clip.mean, small_clip.std) for s in category.samples]
+    scores, _ = winclip.score(text.load_clip(small_clip, "random", 24), torch.stack(inputs), "screw")
+    expected = 100 * roc_auc_score(labels, scores)
+    for name in ("table_12", "table_13"):
+        frame = reproduce.make(name, lab).frame.query("method == 'WinCLIP' and status == 'measured'")
+        own = frame[(frame["metric"] == "image_auroc") & (frame["category"] != "mean of these 5")]["here"]
+        assert own.tolist() == pytest.approx([expected] * len(own), abs=1e-3)
+        assert len(own) == {"table_12": 2, "table_13": 1}[name]  # the category, and the mean of all there are
+        if name == "table_13":
+            assert frame.set_index("metric")["here"]["time_ms"] > 0
+
+
+def test_the_stand_in_has_the_rivals_of_its_table(tmp_path):
+    lab = reproduce.profile("demo", categories=["weave"], images=8, image_size=64, device="cpu", folder=tmp_path)
+    made = reproduce.make("table_14", lab)
+    shown = made.stand_in.texts.index.to_frame()[["method", "setting"]].drop_duplicates().to_numpy().tolist()
+    rivals = [["PatchCore", "4-shot"], ["SPADE", "full-shot"], ["PaDiM", "full-shot"]]
+    assert sorted(shown) == sorted([["MuSc", "0-shot"], *rivals])
+    real = made.frame[made.frame["dataset"] != "synthetic"]
+    assert set(real[real["method"] != "MuSc"]["status"]) == {"quoted"}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
 from musc import fewshot
 from musc.errors import WeightsError
-from musc.reproduce import experiments
+from musc.reproduce import experiments, others
 from musc.reproduce.paper import METRICS, table
 from musc.reproduce.plugged_in import rscin_gain
 from musc.reproduce.profiles import SYNTHETIC, Profile
@@ -78,12 +78,38 @@ def averaged(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.groupby(keys, sort=False, as_index=False)["value"].mean().assign(category="mean")[[*KEYS, "value"]]
 
 
+def rivals(lab: Profile, number: int, dataset: str, names: Sequence[str]) -> pd.DataFrame:
+    """All seven metrics, by category, of the methods in a table besides MuSc that can be run on all of `names`."""
+    printed = table(number)
+    here = printed["method"].isin(list(others.METHODS)) & (printed["dataset"].isin([dataset]) | (dataset == SYNTHETIC))
+    frames = []
+    for method, setting in printed[here][["method", "setting"]].drop_duplicates().itertuples(index=False):
+        found = {name: others.measured(lab, dataset, name, method, setting) for name in names}
+        rows = []
+        for name, metrics in found.items():
+            for metric in METRICS if metrics else ():
+                group, key = source_of(metric, lab.protocol)
+                value = 100 * (metrics or {}).get(group, {}).get(key, math.nan)
+                rows.append({"category": name, "metric": metric, "value": value})
+        if all(found.values()):
+            frames.append(frame_of(rows, dataset=dataset, method=method, setting=setting))
+    return joined(frames)
+
+
 def overall(lab: Profile, number: int) -> pd.DataFrame:
-    """Tables 1, 2 and 14: the method itself. Tab. 1 prints it in both of its blocks."""
-    found = joined(averaged(per_category(lab, dataset)) for dataset in measured_sets(lab, number))
-    blocks = ("0-shot block", "4-shot block") if number == 1 else ("",)
+    """Tables 1, 2 and 14: the method itself, and those others that are here. Tab. 1 prints MuSc in both blocks."""
+    frames = []
+    for dataset in measured_sets(lab, number):
+        frames += [averaged(per_category(lab, dataset)), averaged(rivals(lab, number, dataset, lab.names(dataset)))]
+    found = joined(frames)
+    if number != 1 or found.empty:
+        return found
     real, drawn = found[found["dataset"] != SYNTHETIC], found[found["dataset"] == SYNTHETIC]
-    return joined([*(real.assign(row=block) for block in blocks), drawn])
+    blocks = [
+        real[(real["method"] == "MuSc") | (real["setting"] == shots)].assign(row=f"{shots} block")
+        for shots in ("0-shot", "4-shot")
+    ]
+    return joined([*blocks, drawn])
 
 
 def by_category(lab: Profile, number: int) -> pd.DataFrame:
@@ -93,19 +119,26 @@ def by_category(lab: Profile, number: int) -> pd.DataFrame:
 
 
 def oriented(lab: Profile, number: int) -> pd.DataFrame:
-    """Table 12: the categories whose products lie in any direction, their mean, and the mean of all of MVTec AD."""
+    """Table 12: the categories whose products lie in any direction, their mean, and the mean of all of MVTec AD; of
+    MuSc, and of WinCLIP where its weights are."""
     printed = set(table(12)["category"]) | {"screw_random"}
     frames = []
     for dataset in measured_sets(lab, number):
         every = per_category(lab, dataset, hard=True)
         frames.append(every[every["category"].isin(printed)])
-        if dataset in (SYNTHETIC, "mvtec_ad"):
-            frames.append(averaged(per_category(lab, dataset)))
+        whole = dataset in (SYNTHETIC, "mvtec_ad")
+        names = [name for name in lab.names(dataset, hard=True) if name in printed or whole]
+        found = rivals(lab, number, dataset, names)
+        frames.append(found[found["category"].isin(printed)])
+        if whole:
+            usual = found[found["category"].isin(lab.names(dataset))]
+            frames += [averaged(per_category(lab, dataset)), averaged(usual)]
     five = joined(frames)
     five = five[five["category"].isin(set(table(12)["category"]) - {"mean", "mean of these 5"})]
-    if five["category"].nunique() == 5:
-        mean = five.groupby("metric", as_index=False, sort=False)["value"].mean()
-        frames.append(frame_of(mean.to_dict("records"), dataset="mvtec_ad+visa", category="mean of these 5"))
+    for method, part in five.groupby("method", sort=False):
+        if part["category"].nunique() == 5:
+            mean = part.groupby("metric", as_index=False, sort=False)["value"].mean().to_dict("records")
+            frames.append(frame_of(mean, dataset="mvtec_ad+visa", category="mean of these 5", method=method))
     return joined(frames)
 
 
@@ -145,7 +178,8 @@ def cost(lab: Profile, number: int) -> pd.DataFrame:
 
 
 def cost_and_quality(lab: Profile, number: int) -> pd.DataFrame:
-    """Table 13: time, memory, image AUROC and PRO for both of its backbones (or the chosen one) and s = 1, 2, 3."""
+    """Table 13: time, memory, image AUROC and PRO for both of its backbones (or the chosen one) and s = 1, 2, 3; and of
+    WinCLIP where its weights are."""
     frames = []
     for dataset in measured_sets(lab, number):
         chosen = (lab.config.backbone,) if lab.chosen_backbone or lab.name == "demo" else TABLE_13
@@ -153,6 +187,12 @@ def cost_and_quality(lab: Profile, number: int) -> pd.DataFrame:
             found = of_experiment(lab, dataset, "table_7", backbone=backbone)
             found["row"] = f"{backbone}, s = " + found["row"]
             frames += [found, frame_of(_cost(lab, dataset, f"{backbone}, s = {{}}".format, backbone), dataset=dataset)]
+        winclip, settings = averaged(rivals(lab, number, dataset, lab.names(dataset))), others.changes(lab, "WinCLIP")
+        if len(winclip) and settings:
+            backbone = settings.get("backbone", lab.config.backbone)
+            cost = zip(("time_ms", "gpu_mb"), lab.cost(dataset, 1, **settings), strict=True)
+            rows = [{"metric": metric, "value": value} for metric, value in cost]
+            frames += [winclip.assign(row=backbone), frame_of(rows, dataset=dataset, method="WinCLIP", row=backbone)]
     return joined(frames)
 
 

@@ -56,13 +56,13 @@ NEEDS = {1: "mvtec_ad visa", 2: "mvtec_ad", 11: "mvtec_ad", 12: "mvtec_ad visa",
 NEEDS |= {15: "mvtec_ad", 16: "mvtec_ad", 17: "mvtec_ad", 18: "visa"}
 FIGURE_NEEDS = {6: "mvtec_ad visa", 11: "visa", 12: "visa", 13: "visa", 14: "mvtec_ad", 15: "mvtec_ad", 16: "mvtec_ad"}
 PARTS = {  # what of a table or figure is measured; everything else in it is quoted
-    1: "MuSc; WinCLIP, APRIL-GAN, ACR, RegAD, PatchCore and GraphCore are quoted",
-    2: "MuSc; the many-shot methods are quoted",
+    1: "MuSc, PatchCore, and WinCLIP where CLIP's weights are; APRIL-GAN, ACR, RegAD and GraphCore are quoted",
+    2: "MuSc, and PatchCore with all of train/good; the other many-shot methods are quoted",
     8: "the networks whose weights can be had; in demo the embedded one, at two sizes and without training",
     11: "SPADE and PatchCore on our backbone's tokens; DRAEM, DSR, STPM, RegAD and APRIL-GAN are quoted",
-    12: "MuSc; WinCLIP and APRIL-GAN are quoted",
-    13: "MuSc; RegAD, WinCLIP and APRIL-GAN are quoted",
-    14: "MuSc; the other methods are quoted",
+    12: "MuSc, and WinCLIP where CLIP's weights are; APRIL-GAN is quoted",
+    13: "MuSc, and WinCLIP where CLIP's weights are; RegAD and APRIL-GAN are quoted",
+    14: "MuSc, SPADE, PaDiM and PatchCore on our backbone's tokens; the other methods are quoted",
 }
 
 

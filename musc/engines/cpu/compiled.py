@@ -14,6 +14,7 @@ from torch import Tensor
 
 from musc.engines.cpu import preparation, search
 from musc.engines.cpu.layout import POOL, Images, Layout, memory_of
+from musc.engines.cpu.products import SPAN
 from musc.engines.pairs import Job, Plan, by_image
 
 log = logging.getLogger("musc.engines")  # says which way was taken
@@ -77,7 +78,10 @@ def candidate_layouts(image: Callable[[int], Tensor], plan: Plan, layout: Layout
     some = sorted({p for pair in plan.pairs() for p in pair})
     picked = [image(p)[:: -(-layout.H * layout.W // 64)].float() for p in some[:: -(-len(some) // 8)]]
     sample = torch.cat([tokens - tokens.mean() for tokens in picked])
-    K = max(1, min(preparation.DIRECTIONS, sample.shape[1] // 4, len(sample) // 2))
+    C = sample.shape[1]
+    K = max(1, min(preparation.DIRECTIONS, C // 4, len(sample) // 2))
+    if (beyond := (C - K) % (4 * SPAN)) < min(2 * SPAN, C - K):  # in 16 bits a few take less than a span of 8-bit ones
+        K += beyond
     return [replace(layout, rotation=householder(principal_directions(sample, K))), layout]
 
 

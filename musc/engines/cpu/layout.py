@@ -24,14 +24,17 @@ NOTHING = np.float32(-8)  # below any cosine
 class Grid(NamedTuple):
     """The patch grid as the kernels see it. n columns hold image b's tokens, 8 `vectors` of them a patch row.
 
-    Of these the last ones may be empty. In `Buffers.sums` a patch row takes `pitch` numbers, of which as many are zero
-    as the widest neighbourhood reaches: so a shift along x never adds a token from the other end of the grid.
+    Where no neighbourhood is summed (degree 1 alone) nothing depends on places: rows are then those of a panel, tokens
+    follow each other, and the last row may be short. Of these the last ones may be empty. In `Buffers.sums` a patch row
+    takes `pitch` numbers, of which as many are zero as the widest neighbourhood reaches: so a shift along x never adds
+    a token from the other end of the grid.
     """
 
     H: int
     W: int
     vectors: int
     pitch: int
+    stripe: int  # patch rows of a that are multiplied at a time, a multiple of six tokens
     widest: int  # largest of `halves`
     halves: ndarray  # [D] int64, (degree - 1) / 2
     place: ndarray  # [n] int64, the token of every column, or -1
@@ -122,11 +125,19 @@ class Layout:
     @cached_property
     def grid(self) -> Grid:
         halves = np.array([(r - 1) // 2 for r in self.degrees], dtype=np.int64)
-        widest, vectors = int(halves.max()), -(-self.W // LANES)
-        pitch = LANES * (vectors + (LANES * vectors < self.W + widest))
-        y, x = np.divmod(np.arange(-(-self.H * vectors // 8) * 8 * LANES), LANES * vectors)
-        place = np.where((x < self.W) & (y < self.H), y * self.W + x, -1)
-        return Grid(self.H, self.W, vectors, pitch, widest, halves, place)
+        widest, M, H, W, stripe = int(halves.max()), self.H * self.W, self.H, self.W, ROWS
+        if not widest:
+            H, W, stripe = -(-M // self.cols), self.cols, ROWS // 2
+        vectors = -(-W // LANES)
+        pitch = LANES * (vectors + (LANES * vectors < W + widest))
+        y, x = np.divmod(np.arange(-(-H * vectors // 8) * 8 * LANES), LANES * vectors)
+        place = np.where((x < W) & (y * W + x < M), y * W + x, -1)
+        return Grid(H, W, vectors, pitch, stripe, widest, halves, place)
+
+    @property
+    def cols(self) -> int:
+        """Columns of a panel."""
+        return COLS_WIDE if self.wide else COLS
 
     @property
     def K(self) -> int:
@@ -135,18 +146,18 @@ class Layout:
 
     def sizes(self, S: int) -> dict[str, int]:
         """Of the arrays' axes, for S images."""
-        grid, n, cols = self.grid, len(self.grid.place), COLS_WIDE if self.wide else COLS
+        grid, n, cols = self.grid, len(self.grid.place), self.cols
         spans = -(-(self.C - self.K) // (4 * SPAN))
         of_images = {"S": S, "D": len(grid.halves), "M": self.H * self.W, "C": self.C, "n": n, "spans": spans}
         of_images |= {"row_panels": -(-self.H * self.W // ROWS), "steps": spans * SPAN + (self.K + 1) // 2}
-        of_images |= {"panels": -(-self.H * grid.vectors * LANES // cols), "cols": cols}
+        of_images |= {"panels": -(-grid.H * grid.vectors * LANES // cols), "cols": cols}
         return of_images | {
             "K": 0 if self.rotation is None else self.K,
             "low": 4 * SPAN * spans,
-            "ring": (1 + -(-2 * grid.widest // ROWS)) * ROWS * self.W,  # stripes of six patch rows
-            "W": self.W,
-            "places": grid.widest + self.W,
-            "numbers": 2 * LANES + (self.H + grid.widest) * grid.pitch,
+            "ring": (1 + -(-2 * grid.widest // grid.stripe)) * grid.stripe * grid.W,
+            "W": grid.W,
+            "places": grid.widest + grid.W,
+            "numbers": 2 * LANES + (grid.H + grid.widest) * grid.pitch,
             "chunks": n // CHUNK,
             "tops": LANES * grid.vectors + LANES,
             "around": 2 * grid.widest + 1,

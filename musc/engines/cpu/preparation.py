@@ -65,8 +65,9 @@ def prepare(tokens: Tensor, layout: Layout, images: Images, s: int, buffers: Buf
 def sums(values: np.ndarray, grid: Grid, out: np.ndarray | None = None) -> np.ndarray:
     """Lengths [D, M] of sums of values [M, C] over neighbourhoods; out: [D, M, C], receives them in unit length."""
     length, alone = np.empty((len(grid.halves), len(values)), np.float32), np.empty((1, values.shape[1]), np.float32)
+    H, W = (grid.H, grid.W) if grid.widest else (len(values), 1)
     for d, h in enumerate(grid.halves):
-        box(values, grid.H, grid.W, h, alone if out is None else out[d], length[d])
+        box(values, H, W, h, alone if out is None else out[d], length[d])
     return length
 
 

@@ -152,9 +152,10 @@ def score_rows(images, a, b, start, stop, grid, buffers, tolerance, to_b):
 
     Their Gram rows, and those of the patch rows around them, are in `buffers.gram`.
     """
-    w, sums, arrays, done = grid.widest, buffers.sums, buffers.arrays, 0
+    w, sums, gram, arrays, done = grid.widest, buffers.sums, buffers.gram, buffers.arrays, 0
     for y in range(start, stop):
-        sum_neighbourhoods(y, grid, buffers)
+        if w > 0:
+            sum_neighbourhoods(y, grid, buffers)
         for d in range(len(grid.halves)):
             margin = images.column_margin[b, d]
             arrays[0], arrays[1] = images.column_scale[b, d].ctypes.data, margin.ctypes.data
@@ -162,11 +163,16 @@ def score_rows(images, a, b, start, stop, grid, buffers, tolerance, to_b):
             arrays[4], arrays[5] = buffers.marks.ctypes.data, buffers.tops.ctypes.data
             for x in range(grid.W):
                 m = y * grid.W + x
+                if m >= to_b.shape[1]:
+                    break
                 if images.first[a, d, m] != m:  # as the equal token
                     continue
                 row = sums.ctypes.data + d * sums.strides[0] + (w + x) * sums.strides[1] + 4 * LANES
+                stride = 4 * grid.pitch
+                if w == 0:  # a panel is a row of the grid, and there is nothing to be summed
+                    row, stride = gram.ctypes.data + m % gram.shape[1] * gram.strides[1], gram.strides[0]
                 factor, own = images.row_scale[a, d, m], images.row_margin[a, d, m]
-                score(grid.halves[d], row, grid.H, grid.vectors, 4 * grid.pitch, arrays.ctypes.data, factor, own)
+                score(grid.halves[d], row, grid.H, grid.vectors, stride, arrays.ctypes.data, factor, own)
                 note_rival(buffers, margin, d, m, own)
                 count = row_candidates(buffers, margin, own, grid)
                 which, upper = buffers.candidates, buffers.bounds
@@ -212,7 +218,7 @@ def compare(images, a, others, grid, buffers, tolerance, to_others, to_a):
 
     tolerance: of a distance that may be taken from its cosine. Returns the number of distances that were computed.
     """
-    H, W, gram = grid.H, grid.W, buffers.gram
+    H, W, gram, last = grid.H, grid.W, buffers.gram, images.rows.shape[1]
     done = 0
     for k in range(len(others)):
         b = others[k]
@@ -223,16 +229,16 @@ def compare(images, a, others, grid, buffers, tolerance, to_others, to_a):
                 buffers.best[d, i] = -NOTHING if empty else NOTHING
                 buffers.rival_counts[d, i] = 0
         start = np.int64(0)
-        for y in range(0, H, ROWS):  # a stripe: six patch rows, W panels of six tokens
-            known = min(H, y + ROWS)
-            panels = y // ROWS * W, -(-known * W // ROWS)
+        for y in range(0, H, grid.stripe):
+            known = min(H, y + grid.stripe)
+            panels = y * W // ROWS, min(last, -(-known * W // ROWS))
             multiply(images.rows[a], images.columns[b], images.offset[b], ratio, gram, panels[0], panels[1])
             stop = np.int64(H if known == H else max(start, known - grid.widest))
             done += score_rows(images, a, b, start, stop, grid, buffers, tolerance, to_others[k])
             start = stop
         done += resolve_columns(images, a, b, grid, buffers, tolerance, to_others[k], to_a[k])
         for d in range(len(grid.halves)):
-            for m in range(H * W):
+            for m in range(to_a.shape[2]):
                 to_others[k, d, m] = np.sqrt(to_others[k, d, m])
                 to_a[k, d, m] = np.sqrt(to_a[k, d, m])
     return done
