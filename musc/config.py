@@ -246,9 +246,15 @@ class MuScConfig:
         )
         require(
             self.roi is None
-            or (window == math.inf and few == "exact" and (self.tiles == 1 or self.tile_pool == "position")),
+            or self.consistency == "off"
+            or (window == math.inf and (self.tiles == 1 or self.tile_pool == "position")),
             "roi",
-            "leave position_window at inf and neighbours exact, and compare tiles by position.",
+            "with consistency, leave position_window at inf and compare tiles by position.",
+        )
+        require(
+            self.roi != "auto" or window == math.inf,
+            "roi",
+            "a position_window wants one region for all images: give a mask, or leave it at inf.",
         )
         require(
             self.consistency == "off" or (self.references is None and few == "exact"),

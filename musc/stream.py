@@ -139,14 +139,14 @@ class Stream:
         if features.region is None:
             return [t.to(device) for t in features.patch_tokens]
         stages = enumerate(features.grids)
-        return [t for n, (H, W) in stages for t in roi.kept(features, n, c, device, H * W)]
+        return [t for n, (H, W) in stages for t in roi.compared(features, [n], c, device, H * W).tokens]
 
     def _by_grid(self, features: Features, scores: Sequence[Tensor]) -> PatchScores:
         """Eq. 3 of one image, by patch grid: the mean over stages of the pool's scores."""
         found: PatchScores = {}
         for grid, s in zip(self.grids, scores, strict=True):
             row = s[None].cpu()
-            row = row if features.region is None else roi.spread(row, roi.inside(features, grid))
+            row = row if features.region is None else roi.placed(row, roi.inside(features, grid), self.musc.config)
             found[grid] = found.get(grid, 0) + row / len(scores)
         return found
 
