@@ -246,9 +246,14 @@ class MuScConfig:
             'with position_window, subsets, references or neighbours only "position" works.',
         )
         self._require(
-            self.roi is None or (everywhere and exact and by_position),
+            self.roi is None or self.consistency == "off" or (everywhere and by_position),
             "roi",
-            "leave position_window at inf and neighbours exact, and compare tiles by position.",
+            "with consistency, leave position_window at inf and compare tiles by position.",
+        )
+        self._require(
+            self.roi != "auto" or everywhere,
+            "roi",
+            "a position_window wants one region for all images: give a mask, or leave it at inf.",
         )
         self._require(
             self.consistency == "off" or (self.references is None and exact),

@@ -61,23 +61,26 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """While the block runs, no other process of this machine is in such a block for this folder, or one beside it.
+def alone(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """While the block runs, no other process of this machine is in such a block for this folder, which is made.
 
-    A result is saved first, and what it looks like (pictures, regions, report) is written into its folder after: two
-    processes would take that away from under each other. The lock goes with the process that holds it, and leaves no
-    file. Where the system knows no such locks there is none. Raises OSError.
+    The lock goes with the process that holds it, and leaves no file. Where the system knows no such locks there is
+    none. Raises BlockingIOError where another process is in there and `wait` is False, and OSError.
     """
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder.parent, os.O_RDONLY)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
         os.close(handle)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from musc.config import MuScConfig
 from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample, Skipped
+from musc.datasets.proportions import sizes_of, squashed
 from musc.datasets.values import value_range
 from musc.errors import ConfigError, DataError
 from musc.features import Features, check_references, stored
@@ -29,6 +31,9 @@ from musc.scoring import roi
 from musc.scoring.aggregation import SalientTokens
 from musc.scoring.maps import PatchScores, anomaly_maps
 from musc.scoring.pool import MutualPool
+from musc.sizes import Size, fitted, most_common
+
+LOOKED_AT = 20  # earlier images, for their proportions
 
 
 @dataclass(frozen=True)
@@ -134,14 +139,14 @@ class Stream:
         if features.region is None:
             return [t.to(device) for t in features.patch_tokens]
         stages = enumerate(features.grids)
-        return [t for n, (H, W) in stages for t in roi.kept(features, n, c, device, H * W)]
+        return [t for n, (H, W) in stages for t in roi.compared(features, [n], c, device, H * W).tokens]
 
     def _by_grid(self, features: Features, scores: Sequence[Tensor]) -> PatchScores:
         """Eq. 3 of one image, by patch grid: the mean over stages of the pool's scores."""
         found: PatchScores = {}
         for grid, s in zip(self.grids, scores, strict=True):
             row = s[None].cpu()
-            row = row if features.region is None else roi.spread(row, roi.inside(features, grid))
+            row = row if features.region is None else roi.placed(row, roi.inside(features, grid), self.musc.config)
             found[grid] = found.get(grid, 0) + row / len(scores)
         return found
 
@@ -217,13 +222,33 @@ class Against:
         maps, image_tokens = musc.maps_and_tokens(features, pool)
         result = musc.assemble(
             category, features, maps, None, pool, image_tokens=image_tokens, rescore=self._rescored, values=values,
-            notes=[f"scored against {len(pool)} images of {earlier.dataset} {earlier.category}."],
+            notes=[
+                f"scored against {len(pool)} images of {earlier.dataset} {earlier.category}.",
+                *self.squashed(sizes_of(features.samples)),
+            ],
         )  # fmt: skip
         result.category = f"{category.name}_against_{earlier.category}"
         result.threshold = earlier.threshold
         digest = hashlib.blake2b("".join([result.fingerprint, *pool.keys]).encode(), digest_size=16)
         result.fingerprint = digest.hexdigest()
         return result
+
+    @cached_property
+    def proportions(self) -> Size | None:
+        """The input size in the proportions of the pool's images: its own where that is a rectangle; of a square, to
+        which they may have been squashed, what those ask for that are still there; None where none is."""
+        size, earlier = self.musc.backbone.image_size, self.earlier
+        if not isinstance(size, int):
+            return size
+        files = (Path(earlier.root, name) for name in earlier.paths[:LOOKED_AT])
+        sizes = sizes_of([Sample(str(file), file) for file in files if file.is_file()])
+        patch = self.musc.backbone.spec.patch_size
+        return most_common(fitted(size, *own, patch) for own in sizes.values()) if sizes else None
+
+    def squashed(self, sizes: Mapping[str, tuple[int, int]]) -> list[str]:
+        """A note on new images of other proportions than the pool's (`proportions.squashed`)."""
+        to = self.proportions
+        return [] if to is None else squashed(sizes, to, self.musc.backbone.spec.patch_size)
 
     def _rescored(self, raw: Tensor, class_tokens: Tensor | None) -> tuple[Tensor, list[str]]:
         """RsCIN of each new image among the pool's raw scores, as they were, and its own."""

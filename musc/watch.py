@@ -3,6 +3,9 @@
 The table of scores is all that is remembered: a row is appended in one piece when its image is done, and what a process
 that was killed left of a row goes when the next one begins. A file is scored when it has not changed between two looks
 and decodes as a whole; one that is still being written is left alone until then.
+
+The report is a view of the table. Pictures are written once, before their row; the page is made anew from the rows, so
+often that it takes a twentieth of the time at most.
 """
 
 from __future__ import annotations
@@ -12,43 +15,56 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from musc.datasets.base import Category, Sample
+import numpy as np
+from PIL import Image
+
+from musc.datasets.base import Category, Sample, Skipped
 from musc.datasets.decode import content_key, describe, file_bytes
-from musc.datasets.images import read_image
 from musc.datasets.listing import Listing
+from musc.datasets.values import as_read
 from musc.errors import ConfigError, DataError, ResultError
 from musc.results import MuScResult
 from musc.results.folders import legal_names
 from musc.results.pictures import LONGEST_SIDE, binary_mask, contour, overlay, shared_scale
-from musc.saving import abandoned, marked, whole
+from musc.results.report import write_page
+from musc.results.report.images import Shown, copy_of, levels, save_image
+from musc.saving import whole
 from musc.stream import Against
 
-COLUMNS = ("path", "score", "raw_score", "decision", "scored_at", "key", "bytes", "modified_ns")
-TABLE, NOTE, LOCK = "scores.csv", "watch.json", "watch.lock"
+COLUMNS = (
+    "path", "score", "raw_score", "decision", "width", "height", "scored_at", "key", "bytes", "modified_ns",
+)  # fmt: skip
+TABLE, NOTE = "scores.csv", "watch.json"
+PAGE_SHARE = 0.05  # of the time, at most, goes into writing the page
 State = tuple[int, int]  # bytes, and when they changed in nanoseconds
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """An image that was scored, or (reason) why a file is left out: said once for each state of the file."""
+    """An image that was scored, or (reason) why a file is left out: said once for each state of the file.
+
+    size: (width, height) in pixels. key: of the content. note: what is odd about this image, said of the first alone.
+    """
 
     name: str
     score: float = 0.0
     raw_score: float = 0.0
     decision: int | None = None
+    size: tuple[int, int] = (0, 0)
+    key: str = ""
     reason: str = ""
+    note: str = ""
 
 
 class Watch:
     """Scores what arrives in `folder` by the pool of `against`, and keeps the table in `out`.
 
-    pictures: an overlay of every image below out/overlays. Raises ConfigError where `out` holds the table of another
-    folder or pool, ResultError where it cannot be written.
+    pictures: an overlay of every image below out/overlays, and report.html. Raises ConfigError where `out` holds the
+    table of another folder or pool, ResultError where it cannot be written.
     """
 
     def __init__(self, folder: Path, against: Against, out: Path, *, pictures: bool = True) -> None:
@@ -57,7 +73,12 @@ class Watch:
         self.seen: dict[str, State] = {}  # at the last look
         self.done: dict[str, State] = {}
         self.left_out: dict[str, State] = {}
+        self.reasons: dict[str, str] = {}  # of those
         self.keys: set[tuple[str, str]] = set()
+        self.shown: dict[str, Arrival] = {}  # in the report: the newest picture under each name
+        self.unseen: set[str] = set()  # scored without pictures
+        self.noted = self.stale = False  # whether proportions were spoken of; whether the page lacks something
+        self.written = self.cost = 0.0  # when the page was, and what it took, in seconds
         wanted = {"folder": os.path.abspath(folder), "against": against.earlier.fingerprint}
         try:
             _same(out / NOTE, wanted)
@@ -87,6 +108,8 @@ class Watch:
             arrival = self._score(name, path, state)
             if arrival is not None:
                 yield arrival
+                self._write_page_if_due()
+        self._write_page_if_due()
 
     @property
     def settled(self) -> bool:
@@ -102,44 +125,99 @@ class Watch:
                 return None
             _check_end(path)
             result = self.against.score(Category("watch", self.folder.name, (Sample(name, path),)))
-            picture = self._picture(path, result) if self.pictures else None
+            (sample,) = as_read([Sample(name, path)], result.config.full_scale)
+            copy, size = copy_of(sample, result.anomaly_maps.shape[1:])
         except DataError as error:
             if _state(path) == state:  # else it was being written; the next looks will see
-                self.left_out[name] = state
+                self.left_out[name], self.reasons[name], self.stale = state, str(error), True
                 return Arrival(name, reason=str(error))
             return None
         if _state(path) != state or result.keys != (key,):
             return None
         decisions = result.decisions
+        squashed = [] if self.noted else self.against.squashed({name: size})
         done = Arrival(
             name, float(result.image_scores[0]), float(result.raw_image_scores[0]),
-            None if decisions is None else int(decisions[0]),
+            None if decisions is None else int(decisions[0]), size, key, note=" ".join(squashed),
         )  # fmt: skip
         try:
-            if picture is not None:
-                with whole(self.out / "overlays" / legal_names([name], ".png")[0]) as partial:
-                    partial.write_bytes(picture)
-            self._append(done, key, state)
+            if self.pictures:
+                self._draw(done, copy, result)
+            self._append(done, state)
         except OSError as error:
             raise ResultError(f"{self.out} cannot be written ({error.strerror or error}): free some space.") from error
-        self.keys.add((name, key))
-        self.done[name] = state
+        self.noted = self.noted or bool(squashed)
+        self.reasons.pop(name, None)
+        self._keep(done, state)
         return done
 
-    def _picture(self, path: Path, result: MuScResult) -> bytes:
-        image = read_image(path)
-        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-        drawn = overlay(image, result.anomaly_maps[0], self.scale)
+    def _draw(self, arrival: Arrival, copy: Image.Image, result: MuScResult) -> None:
+        """Writes the overlay, and what the report shows; pictures of another content have other names there."""
+        anomaly_map, place = result.anomaly_maps[0], self._at([arrival])
+        files = (place.copies[0], place.thumbnails[0], place.maps[0])
+        save_image(copy, levels(anomaly_map, self.scale), self.out, files)
+        copy.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        drawn = overlay(copy, anomaly_map, self.scale)
         if result.threshold is not None:
-            drawn = contour(drawn, binary_mask(result.anomaly_maps[0], result.threshold.value, drawn.size))
-        file = io.BytesIO()
-        drawn.save(file, format="png")
-        return file.getvalue()
+            drawn = contour(drawn, binary_mask(anomaly_map, result.threshold.value, drawn.size))
+        with whole(self.out / "overlays" / legal_names([arrival.name], ".png")[0]) as partial:
+            drawn.save(partial, format="png")
 
-    def _append(self, arrival: Arrival, key: str, state: State) -> None:
+    def _at(self, arrivals: Sequence[Arrival]) -> Shown:
+        """Where the report's pictures of these lie: by name and content, so that each is written once."""
+        names = [f"{a.name}~{a.key[-8:]}" for a in arrivals]
+        pictures, maps = ([legal_names([n], suffix)[0] for n in names] for suffix in (".jpg", ".png"))
+        place = Shown.at(pictures, maps, self.scale)
+        return replace(place, truths=[""] * len(names), sizes=[a.size for a in arrivals])
+
+    def _keep(self, arrival: Arrival, state: State) -> None:
+        """Takes a row in, a new one or one that was read, whose pictures may be gone."""
+        name, place = arrival.name, self._at([arrival])
+        self.keys.add((name, arrival.key))
+        self.done[name] = state
+        self.shown.pop(name, None)
+        self.unseen.discard(name)
+        if all((self.out / file).is_file() for file in (place.copies[0], place.thumbnails[0], place.maps[0])):
+            self.shown[name], self.stale = arrival, True
+        else:
+            self.unseen.add(name)
+
+    def _write_page_if_due(self) -> None:
+        if self.stale and time.monotonic() - self.written >= self.cost / PAGE_SHARE:
+            self.write_page()
+
+    def write_page(self) -> Path | None:
+        """Write report.html over all that was scored here, and return its path; None where there is nothing to show.
+
+        Raises ResultError where it cannot be written.
+        """
+        if not self.pictures or not self.shown:
+            return None
+        start, earlier = time.monotonic(), self.against.earlier
+        rows = [row for _, row in sorted(self.shown.items())]
+        notes = [f"Scored against {len(self.against.pool)} images of {earlier.dataset} {earlier.category}, one by one."]
+        notes += self.against.squashed({row.name: row.size for row in rows})
+        if self.unseen:
+            notes.append(f"{len(self.unseen)} images were scored without pictures: {TABLE} has them.")
+        result = replace(
+            earlier, dataset="watch", category=self.folder.name, paths=tuple(row.name for row in rows),
+            image_scores=np.array([row.score for row in rows], dtype=np.float32),
+            raw_image_scores=np.array([row.raw_score for row in rows], dtype=np.float32),
+            anomaly_maps=earlier.anomaly_maps[:0], class_tokens=None, labels=None, defects=("",) * len(rows),
+            metrics={}, timings={}, notes=tuple(notes), keys=tuple(row.key for row in rows),
+            skipped=tuple(Skipped(name, why) for name, why in sorted(self.reasons.items()) if name in self.seen),
+            fingerprint=f"{earlier.fingerprint} {os.path.abspath(self.folder)}", root=os.path.abspath(self.folder),
+        )  # fmt: skip
+        path = write_page(result, self._at(rows), self.out)
+        self.written, self.stale = time.monotonic(), False
+        self.cost = self.written - start
+        return path
+
+    def _append(self, arrival: Arrival, state: State) -> None:
         text, now = io.StringIO(), time.strftime("%Y-%m-%dT%H:%M:%S%z")
         decision = "" if arrival.decision is None else arrival.decision
-        row = (arrival.name, repr(arrival.score), repr(arrival.raw_score), decision, now, key, *state)
+        scores = (repr(arrival.score), repr(arrival.raw_score), decision)
+        row = (arrival.name, *scores, *arrival.size, now, arrival.key, *state)
         csv.writer(text, lineterminator="\n").writerow(row)
         line = text.getvalue().encode("utf-8", "surrogateescape")
         file = os.open(self.out / TABLE, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
@@ -169,35 +247,9 @@ class Watch:
         if tuple(rows.fieldnames or ()) != COLUMNS:
             raise ConfigError(f"{table} is no table of `musc watch`: choose another --out.")
         for row in rows:
-            self.keys.add((row["path"], row["key"]))
-            self.done[row["path"]] = int(row["bytes"]), int(row["modified_ns"])
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Holds `out` for this process. Raises ConfigError where another one that is alive watches there."""
-    lock = out / LOCK
-    out.mkdir(parents=True, exist_ok=True)
-    with marked() as mark:
-        while True:
-            try:
-                file = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-                break
-            except FileExistsError:
-                if not abandoned(_text(lock)):
-                    raise ConfigError(
-                        f"{out}: another process watches there; end it, or choose another --out. If there is none, "
-                        f"remove {lock}."
-                    ) from None
-                lock.unlink(missing_ok=True)
-        try:
-            os.write(file, mark.encode())
-        finally:
-            os.close(file)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+            decision, size = int(row["decision"]) if row["decision"] else None, (int(row["width"]), int(row["height"]))
+            known = Arrival(row["path"], float(row["score"]), float(row["raw_score"]), decision, size, row["key"])
+            self._keep(known, (int(row["bytes"]), int(row["modified_ns"])))
 
 
 def _same(note: Path, wanted: dict[str, str]) -> None:
@@ -229,10 +281,3 @@ def _state(path: Path) -> State | None:
     except OSError:  # gone again
         return None
     return found.st_size, found.st_mtime_ns
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""

@@ -200,6 +200,10 @@ def test_references_streams_and_new_images_keep_the_proportions(wide, tmp_path):
     musc = MuSc(WIDE, cache=tmp_path / "cache")
     earlier = musc.run(normal)
     scored = score_against(images, earlier)
+    assert not [note for note in scored.notes if "proportions" in note]
+    Image.open(images[0]).rotate(90, expand=True).save(tmp_path / "tall.png")
+    (said,) = [n for n in score_against([tmp_path / "tall.png"], earlier).notes if "proportions" in n]
+    assert "tall.png (100 x 40) has other proportions than 32 x 80 pixels" in said
     stream = Stream(musc)
     for path in sorted(wide.iterdir()):
         last = stream.push(path)

@@ -15,7 +15,8 @@ from musc.datasets import as_category, load_category
 from musc.errors import ConfigError, DataError
 from musc.fewshot import plus
 from musc.results import MuScResult
-from musc.scoring import roi, tiles
+from musc.scoring import neighbours, roi, tiles
+from musc.scoring.foreground import foreground, otsu
 from musc.scoring.maps import upsample
 from musc.stream import Stream, score_against
 
@@ -24,11 +25,14 @@ SIDE = 8  # of a patch, in pixels of the input
 
 
 def by_hand(
-    stages, patches, degrees=(1, 3), grid=(8, 8), references=None, others=None, low=0, high=30, reduction=np.mean
-):
+    stages, patches, degrees=(1, 3), grid=(8, 8), references=None, others=None, low=0, high=30, reduction=np.mean,
+    window=np.inf, chosen=None,
+):  # fmt: skip
     """Eq. 1-3 in float64 where the patches outside are deleted from both sides, after the aggregation: [N, M], NaN
-    outside."""
+    outside. window: of places in rows and columns. chosen: the images that score each one."""
     N, M = patches.shape
+    place = np.stack(np.divmod(np.arange(M), grid[1]), axis=1)
+    far = cdist(place, place, "chebyshev") > window
     parts = []
     for n, stage in enumerate(stages):
         for degree in degrees:
@@ -36,9 +40,10 @@ def by_hand(
             extra = plain.aggregate(references[n], degree, grid) if references is not None else []
             scores = np.full((N, M), np.nan)
             for i in range(N):
-                pool = [own[j][patches[j]] for j in range(N) if j != i]
-                pool += [e[others[j]] for j, e in enumerate(extra)]
-                d = np.array([cdist(own[i][patches[i]], p).min(axis=1) for p in pool])[None]
+                pool = [(own[j], patches[j]) for j in (range(N) if chosen is None else chosen[i]) if j != i]
+                pool += [(e, others[j]) for j, e in enumerate(extra)]
+                every = [np.where(far, np.inf, cdist(own[i], tokens))[patches[i]][:, there] for tokens, there in pool]
+                d = np.array([each.min(axis=1) for each in every])[None]
                 scores[i, patches[i]] = plain.interval_average(d, low, high, reduction)[0]
             parts.append(scores)
     return np.mean(parts, axis=0)
@@ -168,23 +173,79 @@ def test_streams_and_new_images_score_as_the_batch(pictures, mask, tmp_path):
             np.testing.assert_array_equal(kept.anomaly_maps, new.anomaly_maps)
 
 
-def test_tiles_equal_each_tile_with_its_part_of_the_region(pictures, mask):
-    config = CONFIG.replace(roi=mask, tiles=2, tile_overlap=0.0, stages=(1,), degrees=(1,), windows=())
+@pytest.mark.parametrize("aggregation", ["lnamd", "snamd"])
+def test_a_position_window_looks_at_patches_inside_alone(pictures, mask, aggregation, tmp_path):
+    """Every place that is scored lies inside in all images, so that there is always a patch near it."""
+    config = CONFIG.replace(roi=mask, position_window=1, aggregation=aggregation)
+    musc = MuSc(config, cache=tmp_path)
+    paths = sorted(pictures.iterdir())
+    result = musc.run(paths)
+    white, inside = region_of(mask)
+    stages = [t.double() for t in musc.features(as_category(pictures).samples).patch_tokens]
+    if aggregation == "snamd":
+        stages = [snamd.as_raw(snamd.aggregate(s, (1, 3))) for s in stages]
+    scores = by_hand(stages, np.tile(inside, (7, 1)), (1,) if aggregation == "snamd" else (1, 3), window=1)
+    maps = [upsample(torch.from_numpy(continued(s))[None], (8, 8), 64)[0].numpy() * white for s in scores]
+    np.testing.assert_allclose(result.anomaly_maps, np.stack(maps), atol=5e-6)
+    stream = Stream(musc)
+    for path in paths:
+        last = stream.push(path)
+    np.testing.assert_allclose(stream.result().anomaly_maps, result.anomaly_maps, atol=5e-6)
+    assert last.raw_score == pytest.approx(result.raw_image_scores[6], abs=5e-6)
+    new = score_against([paths[6]], musc.run(paths[:6]))
+    np.testing.assert_allclose(new.anomaly_maps, result.anomaly_maps[6:], atol=5e-6)
+
+
+@pytest.mark.parametrize("few", [3, "coreset:3"])
+def test_look_alikes_are_chosen_by_what_lies_inside(pictures, mask, few):
+    config = CONFIG.replace(roi=mask, neighbours=few, windows=())
     musc = MuSc(config)
-    samples = as_category(pictures).samples
     result = musc.run(pictures)
-    assert result.anomaly_maps.shape == (7, 128, 128)
+    white, inside = region_of(mask)
+    features = musc.features(as_category(pictures).samples)
+    stages = [t.double() for t in features.patch_tokens]
+    grey = stages[-1].float().clone()  # as if each picture had its own mean there
+    for tokens in grey:
+        tokens[~inside] = tokens[inside].mean(dim=0)
+    chosen = neighbours.chosen(few, grey, (8, 8)).tolist()
+    scores = by_hand(stages, np.tile(inside, (7, 1)), chosen=chosen)
+    maps = [upsample(torch.from_numpy(continued(s))[None], (8, 8), 64)[0].numpy() * white for s in scores]
+    np.testing.assert_allclose(result.anomaly_maps, np.stack(maps), atol=5e-6)
+
+
+@pytest.mark.parametrize("tile_pool", ["position", "all"])
+@pytest.mark.parametrize("small", [False, True])
+def test_tiles_equal_each_tile_with_its_part_of_the_region(pictures, mask, tile_pool, small, tmp_path):
+    """small: three of the four tiles have no patch inside. The first two pictures are references."""
+    if small:
+        white = np.zeros((64, 64), dtype=np.uint8)
+        white[4:20, 40:60] = 255
+        mask = str(tmp_path / "small.png")
+        Image.fromarray(white).save(mask)
+    config = CONFIG.replace(
+        roi=mask, tiles=2, tile_overlap=0.0, stages=(1,), degrees=(1,), windows=(), tile_pool=tile_pool
+    )
+    musc, paths = MuSc(config), sorted(pictures.iterdir())
+    samples = as_category([*paths[2:], *paths[:2]]).samples
+    result = musc.run(paths[2:], references=paths[:2])
+    assert result.anomaly_maps.shape == (5, 128, 128)
     white = np.asarray(Image.open(mask).resize((128, 128), Image.Resampling.BOX)) > 127
-    expected = np.zeros((7, 128, 128))
-    for t in range(4):
-        rows, columns = (slice(64 * k, 64 * k + 64) for k in divmod(t, 2))
-        inside = white[rows, columns].reshape(8, 8, 8, 8).mean(axis=(1, 3)).ravel() >= 0.5
+    parts = [tuple(slice(64 * k, 64 * k + 64) for k in divmod(t, 2)) for t in range(4)]
+    insides = [white[p].reshape(8, 8, 8, 8).mean(axis=(1, 3)).ravel() >= 0.5 for p in parts]
+    cut = [musc.features([tiles.cut(s, 2, 0.0)[t] for s in samples]).patch_tokens[0].double() for t in range(4)]
+    tokens = [plain.aggregate(c, 1, (8, 8)) for c in cut]
+    expected = np.zeros((5, 128, 128))
+    for t, (part, inside) in enumerate(zip(parts, insides, strict=True)):
         if not inside.any():
             continue
-        features = musc.features([tiles.cut(s, 2, 0.0)[t] for s in samples])
-        scores = by_hand([features.patch_tokens[0].double()], np.tile(inside, (7, 1)), (1,))
-        known = torch.from_numpy(np.stack([continued(s) for s in scores])).reshape(7, 1, 8, 8)
-        expected[:, rows, columns] = F.interpolate(known, (64, 64), mode="bilinear")[:, 0]
+        allowed = [t] if tile_pool == "position" else [u for u in range(4) if insides[u].any()]
+        for i in range(5):
+            pool = [np.concatenate([tokens[u][j][insides[u]] for u in allowed]) for j in range(7) if j != i]
+            d = np.array([cdist(tokens[t][i][inside], p).min(axis=1) for p in pool])
+            scores = np.full(64, np.nan)
+            scores[inside] = plain.interval_average(d[None], 0, 30)[0]
+            known = torch.from_numpy(continued(scores)).reshape(1, 1, 8, 8)
+            expected[i][part] = F.interpolate(known, (64, 64), mode="bilinear")[0, 0]
     np.testing.assert_allclose(result.anomaly_maps, expected * white, atol=5e-6)
 
 
@@ -261,7 +322,7 @@ def test_dirt_beside_the_product_is_no_foreground():
     kinds[12:15, 10:13] = 1
     kinds[1, 13] = 1
     tokens = torch.tensor(np.eye(8)[kinds.ravel()] + rng.normal(0, 0.02, (256, 8)))
-    found = roi.foreground(tokens, (16, 16)).reshape(16, 16).numpy()
+    found = foreground(tokens, (16, 16)).reshape(16, 16).numpy()
     assert found[3:11, 4:12].all()  # with a patch around
     assert found[11:15, 9:13].all()
     assert not found[0:3, 12:15].any()
@@ -277,7 +338,7 @@ def test_otsu_is_the_best_of_all_thresholds():
 
     ordered = values.sort().values
     best = min(((ordered[:-1] + ordered[1:]) / 2).tolist(), key=within)
-    assert within(roi.otsu(values)) == pytest.approx(within(best))
+    assert within(otsu(values)) == pytest.approx(within(best))
 
 
 @pytest.mark.parametrize(
@@ -307,6 +368,22 @@ def test_regions_that_cannot_be_are_refused(what, error, said, pictures, tmp_pat
 
 
 def test_settings_that_do_not_go_with_a_region(mask):
-    for changes in ({"position_window": 2}, {"tiles": 2, "tile_pool": "all"}, {"method": "padim"}):
+    for changes in (
+        {"position_window": 2, "consistency": "warn"},
+        {"tiles": 2, "tile_pool": "all", "consistency": "warn"},
+        {"position_window": 2, "roi": "auto"},
+        {"method": "padim"},
+    ):
         with pytest.raises(ConfigError, match="roi"):
-            MuScConfig(roi=mask, **changes)
+            MuScConfig(**{"roi": mask, **changes})
+
+
+def test_places_that_lie_inside_for_some_images_alone_are_refused(pictures, mask, tmp_path):
+    for path in pictures.iterdir():
+        Image.open(mask).save(tmp_path / path.name)
+    with pytest.raises(ConfigError, match="one mask for all images"):
+        MuSc(CONFIG.replace(roi=str(tmp_path), position_window=1)).run(pictures)
+    tile = MuSc(CONFIG).features(tiles.cut(as_category(pictures).samples[0], 2, 0.0)[:2])
+    tile.region = torch.tensor([True, False])[:, None, None].expand(2, 8, 8)
+    with pytest.raises(DataError, match=r"0\.png: no patch of any of its tiles"):
+        roi.check_tiles([tile])

@@ -1,7 +1,9 @@
 """A watched folder: each file once, whole, with the scores of a batch, whatever kills the process in between."""
 
 import csv
+import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -14,8 +16,11 @@ from musc import MuSc
 from musc.cli import main
 from musc.errors import ConfigError, DataError
 from musc.results import MuScResult
+from musc.results.pictures import shared_scale
+from musc.results.report.images import levels
+from musc.saving import alone
 from musc.stream import Against, score_against
-from musc.watch import COLUMNS, Watch, alone
+from musc.watch import COLUMNS, Watch
 
 
 def photograph(number, side=48):
@@ -52,6 +57,12 @@ def settle(watch):
     return [*watch.look(), *watch.look()]
 
 
+def page(out):
+    """The text of the report, and what its script reads."""
+    text = (out / "report.html").read_text()
+    return text, json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
 def test_scores_are_those_of_the_batch_and_each_file_is_scored_once(tmp_path, against, earlier):
     (tmp_path / "in").mkdir()
     for n in range(5):
@@ -70,6 +81,62 @@ def test_scores_are_those_of_the_batch_and_each_file_is_scored_once(tmp_path, ag
         assert float(found[name]["raw_score"]) == pytest.approx(batch.raw_image_scores[i], abs=2e-6)
         assert int(found[name]["decision"]) == batch.decisions[i]
         assert (tmp_path / "out/overlays" / f"{name}.png").is_file()
+
+
+def test_the_report_shows_what_was_scored_and_grows(tmp_path, against, earlier):
+    (tmp_path / "in").mkdir()
+    out = tmp_path / "out"
+    for n in range(3):
+        photograph(n).save(tmp_path / "in" / f"{n}.png")
+    watch = Watch(tmp_path / "in", against, out)
+    assert watch.write_page() is None
+    settle(watch)
+    watch.write_page()
+    batch = score_against(tmp_path / "in", MuScResult.load(earlier), device="cpu")
+    text, data = page(out)
+    order = np.argsort(-batch.raw_image_scores)
+    assert data["paths"] == [batch.paths[i] for i in order]
+    np.testing.assert_allclose(data["raw"], batch.raw_image_scores[order], atol=2e-6)
+    assert data["threshold"] == batch.threshold.value
+    assert data["sizes"] == [[48, 48]] * 3
+    scale = shared_scale(MuScResult.load(earlier))
+    for k, i in enumerate(order):
+        thumbnail, copy, grey, truth = (files[k] for files in data["files"])
+        assert truth == ""
+        drawn = np.asarray(Image.open(out / grey)).astype(int)
+        assert np.abs(drawn - levels(batch.anomaly_maps[i], scale)).max() <= 1
+        assert np.abs(np.asarray(Image.open(out / copy)).astype(int) - np.asarray(photograph(i)).astype(int)).mean() < 9
+        assert np.asarray(Image.open(out / thumbnail)).shape == (48, 48, 3)
+    assert "scored against 6 images" in text.lower()
+    assert "musc threshold" not in text  # no result lies here
+
+    pictures = {p: p.stat().st_mtime_ns for p in (out / "report").rglob("*.*g")}
+    photograph(4).save(tmp_path / "in/1.png")  # another photograph under a name that was there
+    photograph(5, side=24).resize((96, 48)).save(tmp_path / "in/wide.png")
+    photograph(6, side=24).resize((48, 96)).save(tmp_path / "in/tall.png")
+    (tmp_path / "in/bad.png").write_text("no picture")
+    watch.cost = 1e9  # a page that takes long to write waits
+    notes = [a.note for a in settle(watch) if a.note]
+    assert page(out)[1] == data
+    watch.write_page()
+    text, data = page(out)
+    assert sorted(data["paths"]) == ["0.png", "1.png", "2.png", "tall.png", "wide.png"]
+    newest = {row["path"]: float(row["raw_score"]) for row in rows(out)}
+    np.testing.assert_allclose(data["raw"], [newest[name] for name in data["paths"]], rtol=1e-6)
+    assert {p: p.stat().st_mtime_ns for p in pictures} == pictures  # each is written once
+    assert len(notes) == 1
+    assert re.match(r"(wide.png \(48 x 96\)|tall.png \(96 x 48\)) has other proportions than 64 pixels", notes[0])
+    assert "2 of 5 images have other proportions" in text
+    assert "1 left out" in text
+    assert "bad.png" in text
+    Watch(tmp_path / "in", against, out, pictures=False)
+    again = Watch(tmp_path / "in", against, out)  # the page is a view of the table
+    (out / "report.html").unlink()
+    settle(again)
+    again.write_page()
+    assert page(out) == (text, data)
+    shutil.rmtree(out / "report/maps")
+    assert Watch(tmp_path / "in", against, out).write_page() is None
 
 
 def test_a_file_that_is_being_written_waits_and_a_changed_one_is_another(tmp_path, against):
@@ -128,7 +195,7 @@ def test_what_is_in_the_pool_is_named_and_an_own_picture_is_no_photograph(tmp_pa
     assert settle(watch) == settle(watch) == []
 
 
-def test_tables_of_another_pool_and_second_watchers_are_refused(tmp_path, against, earlier):
+def test_tables_of_another_pool_and_second_watchers_are_refused(tmp_path, against, earlier, capsys):
     (tmp_path / "in").mkdir()
     Watch(tmp_path / "in", against, tmp_path / "out")
     other = MuScResult.load(earlier)
@@ -141,8 +208,12 @@ def test_tables_of_another_pool_and_second_watchers_are_refused(tmp_path, agains
     (tmp_path / "theirs/scores.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ConfigError, match="no table"):
         Watch(tmp_path / "in", against, tmp_path / "theirs")
-    with alone(tmp_path / "out"), pytest.raises(ConfigError, match="another process"), alone(tmp_path / "out"):
-        pass
+    words = ["watch", str(tmp_path / "in"), "--against", str(earlier), "--out", str(tmp_path), "--once"]
+    with alone(tmp_path / "watch/in"):
+        assert main(words) == 1
+    assert "another process watches there" in capsys.readouterr().err
+    with alone(tmp_path / "watch/other"):  # another folder's
+        assert main([*words, "--device", "cpu", "--every", "0.01"]) == 0
     (tmp_path / "in").rmdir()
     with pytest.raises(DataError, match="does not exist"):
         list(Watch(tmp_path / "in", against, tmp_path / "out").look())
@@ -170,7 +241,7 @@ def test_files_that_come_while_it_is_killed_twice_are_each_scored_once(tmp_path,
             time.sleep(0.05)
 
     words = ["watch", str(tmp_path / "in"), "--against", str(earlier), "--every", "0.02", "--out", "out"]
-    words += ["--device", "cpu", "--no-overlays"]
+    words += ["--device", "cpu"]
     writer = threading.Thread(target=bring)
     writer.start()
     codes = [disturbed(words, tmp_path, after=seconds)["code"] for seconds in (0.6, 1.0)]
@@ -185,6 +256,16 @@ def test_files_that_come_while_it_is_killed_twice_are_each_scored_once(tmp_path,
     expected = dict(zip(batch.paths, batch.raw_image_scores, strict=True))
     for row in found:
         assert float(row["raw_score"]) == pytest.approx(expected[row["path"]], abs=2e-6)
+    (tmp_path / "in/late.png").unlink()
+    os.rename(tmp_path / "out", tmp_path / "killed")
+    assert disturbed([*words, "--once"], tmp_path)["code"] == 0
+
+    def report(out):
+        there = (p for p in (out / "watch/in").rglob("*") if p.suffix in (".html", ".png", ".jpg"))
+        return {p.relative_to(out): p.read_bytes() for p in there}
+
+    assert len(report(tmp_path / "killed")) == 1 + 4 * 16
+    assert report(tmp_path / "killed") == report(tmp_path / "out")  # as if nothing had happened
 
 
 def test_words_that_cannot_work_are_refused(tmp_path, earlier, capsys):

@@ -60,9 +60,13 @@ def write_result(
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """`saving.alone`, and ResultError where the folder above cannot be used."""
+    """`saving.alone` with the results of the folder above, which is where one is saved as a whole.
+
+    A result is saved first, and what it looks like (pictures, regions, report) is written into its folder after: two
+    processes would take that away from under each other. Raises ResultError where that folder cannot be used.
+    """
     try:
-        with alone(folder):
+        with alone(folder.parent):
             yield
     except OSError as error:
         raise ResultError(f"{folder} cannot be written ({error.strerror or error}).") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import ExitStack
 
 from musc.cli.failures import DONE
 from musc.cli.options import Kind, Read, place
@@ -20,7 +21,8 @@ examples:
   musc watch incoming/ --against results --once         what is there now, and no more
 
 Every file is scored once, when it is complete: what is still being written waits. Stop it, or let it be killed, and
-start it again: it goes on where it was. The table of scores is OUT/watch/FOLDER/scores.csv.
+start it again: it goes on where it was. The table of scores is OUT/watch/FOLDER/scores.csv, and report.html beside it
+shows the images; load it again to see new ones.
 """
 
 
@@ -52,8 +54,9 @@ def _seconds(text: str) -> float:
 def watch(args: argparse.Namespace) -> int:
     """Score what arrives, a line for each image, until Ctrl-C or, with --once, until nothing is left."""
     from musc.results.folders import legal_names
+    from musc.saving import alone
     from musc.stream import Against
-    from musc.watch import TABLE, Watch, alone
+    from musc.watch import TABLE, Watch
 
     check_folder(args.out, "--out")
     if not args.folder.is_dir():
@@ -62,7 +65,11 @@ def watch(args: argparse.Namespace) -> int:
     out = args.out / "watch" / legal_names([args.folder.resolve().name or "folder"])[0]
     against = Against(earlier, cache=args.cache or nearby_cache(place, earlier), device=args.device)
     scored = 0
-    with alone(out):
+    with ExitStack() as held:
+        try:
+            held.enter_context(alone(out, wait=False))
+        except BlockingIOError:
+            raise ConfigError(f"{out}: another process watches there; end it, or choose another --out.") from None
         watched = Watch(args.folder, against, out, pictures=not args.no_overlays)
         print(f"{args.folder} is watched, against {place}: {len(watched.done)} images scored before", file=sys.stderr)
         try:
@@ -71,6 +78,8 @@ def watch(args: argparse.Namespace) -> int:
                     if arrival.reason:
                         print(f"left out: {arrival.reason}", file=sys.stderr, flush=True)
                         continue
+                    if arrival.note:
+                        print(f"note: {arrival.note} The report names further ones.", file=sys.stderr, flush=True)
                     scored += 1
                     said = {None: "", 0: "normal", 1: "anomalous"}[arrival.decision]
                     print(f"{arrival.score:7.3f}  {arrival.raw_score:9.4f}  {said:9}  {arrival.name}", flush=True)
@@ -79,5 +88,6 @@ def watch(args: argparse.Namespace) -> int:
                 time.sleep(args.every)
         except KeyboardInterrupt:
             print(file=sys.stderr)
-    print(f"{scored} images scored: {out / TABLE}", file=sys.stderr)
+        page = watched.write_page()
+    print(f"{scored} images scored: {out / TABLE}" + (f", {page}" if page else ""), file=sys.stderr)
     return DONE

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from musc.datasets.base import Sample
 from musc.datasets.images import image_size
 from musc.errors import DataError
-from musc.sizes import Size, fitted, most_common, written
+from musc.sizes import Size, fitted, most_common, rows_columns, written
 
 NAMED = 5  # images that are named in a note
 
@@ -22,21 +22,43 @@ def input_size(samples: Sequence[Sample], side: int, patch: int) -> tuple[Size, 
         >>> import numpy as np
         >>> from musc.datasets import as_category
         >>> images = as_category([np.zeros((50, 100)), np.zeros((60, 120)), np.zeros((70, 70))])
-        >>> input_size(images.samples, side=64, patch=16)
-        ((64, 128), ['1 of 3 images have other proportions than 64 x 128 pixels and are squashed to these: image_002.'])
+        >>> size, (note,) = input_size(images.samples, side=64, patch=16)
+        >>> size, note[:63]
+        ((64, 128), '1 of 3 images have other proportions than 64 x 128 pixels (rows')
     """
-    asked: dict[str, Size] = {}
+    sizes = sizes_of(samples)
+    if not sizes:
+        return side, []
+    size = most_common(fitted(side, *own, patch) for own in sizes.values())
+    return size, squashed(sizes, size, patch)
+
+
+def sizes_of(samples: Sequence[Sample]) -> dict[str, tuple[int, int]]:
+    """(width, height) in pixels by name, of the images that can be read."""
+    found = {}
     for sample in samples:
         try:
-            asked[sample.name] = fitted(side, *image_size(sample.image), patch)
+            found[sample.name] = image_size(sample.image)
         except DataError:  # said when it is extracted
             continue
-    if not asked:
-        return side, []
-    size = most_common(asked.values())
-    others = [name for name, wanted in asked.items() if wanted != size]
+    return found
+
+
+def squashed(sizes: Mapping[str, tuple[int, int]], to: Size, patch: int) -> list[str]:
+    """A note on the images whose proportions are not those of the input size `to`; none where all have these.
+
+    sizes: (width, height) by name.
+
+    Example:
+        >>> squashed({"a.png": (100, 50), "b.png": (70, 70)}, to=(64, 128), patch=16)[0][-39:]
+        'are squashed to these: b.png (70 x 70).'
+    """
+    side = min(rows_columns(to))
+    others = [f"{name} ({h} x {w})" for name, (w, h) in sizes.items() if fitted(side, w, h, patch) != to]
     if not others:
-        return size, []
+        return []
+    than = f"other proportions than {written(to)} pixels (rows x columns)"
+    if len(sizes) == 1:
+        return [f"{others[0]} has {than} and is squashed to these."]
     shown = ", ".join(others[:NAMED]) + (", ..." if len(others) > NAMED else "")
-    said = f"{len(others)} of {len(asked)} images have other proportions than {written(size)} pixels"
-    return size, [f"{said} and are squashed to these: {shown}."]
+    return [f"{len(others)} of {len(sizes)} images have {than} and are squashed to these: {shown}."]

@@ -17,7 +17,6 @@ from musc.engines.settings import Settings
 from musc.errors import ConfigError
 from musc.features import Features
 from musc.scoring import consistency, neighbours, roi
-from musc.scoring.aggregation import prepared
 from musc.sizes import Size, rows_columns
 
 PatchScores = dict[tuple[int, int], Tensor]  # by patch grid (rows, columns): [N, M]
@@ -89,30 +88,24 @@ def _mutual_scores(
 
     With a region, of the patches inside alone; those outside have 0."""
     c, grid = config, features.grids[stages[0]]
-    patches = None
-    if features.region is None:
-        tokens, degrees = _ready(features, stages, c, device)
-        extra = _ready(references, stages, c, device)[0] if references else None
-    else:
-        patches, K = roi.inside(features, grid), roi.most_inside(features, references, grid)
-        tokens, degrees = [t for n in stages for t in roi.kept(features, n, c, device, K)], (1,)
-        extra = [t for n in stages for t in roi.kept(references, n, c, device, K)] if references else None
-        grid = (1, K)
+    patches, K = roi.inside(features, grid), roi.most_inside((features, references), grid)
+    own = roi.compared(features, stages, c, device, K)
+    extra = roi.compared(references, stages, c, device, K).tokens if references else None
     if c.consistency == "off":
         pool, interval = _pool(features, references, c, device)
         settings = Settings(
-            degrees, interval, c.reduction, grid, c.precision, c.position_window, c.seed, c.block, c.max_memory,
+            own.degrees, interval, c.reduction, own.grid, c.precision, c.position_window, c.seed, c.block, c.max_memory,
             progress=progress,
         )  # fmt: skip
-        found = scorer(tokens, settings, references=extra, pool=pool)
-        return found if patches is None else roi.spread(found, patches)
+        found = scorer(own.tokens, settings, references=extra, pool=pool)
+        return found if features.region is None else roi.placed(found, patches, c)
     scores, groups = consistency.mutual_scores(
-        tokens, degrees, c.interval, c.reduction, correct=c.consistency == "correct", references=extra, grid=grid,
-        precision=c.precision, block=c.block, position_window=c.position_window, progress=progress,
+        own.tokens, own.degrees, c.interval, c.reduction, correct=c.consistency == "correct", references=extra,
+        grid=own.grid, precision=c.precision, block=c.block, position_window=c.position_window, progress=progress,
     )  # fmt: skip
     if notes is not None:
         notes += consistency.describe(groups, [sample.name for sample in features.samples])
-    return scores if patches is None else roi.spread(scores, patches)
+    return scores if features.region is None else roi.placed(scores, patches, c)
 
 
 def _pool(
@@ -120,20 +113,14 @@ def _pool(
 ) -> tuple[int | Tensor | None, tuple[float, float]]:
     """Which images score which (`msm.mutual_scores`), and the interval that is left of the configuration's."""
     c = config
-    pool = neighbours.chosen(c.neighbours, features.patch_tokens[-1].to(device), features.grids[-1])
+    last = features.patch_tokens[-1] if features.region is None else roi.muted(features, -1)
+    pool = neighbours.chosen(c.neighbours, last.to(device), features.grids[-1])
     if pool is None:
         return c.references, c.interval
     R = len(references) if references else 0
     if isinstance(c.neighbours, str):  # a coreset stands for all images, a shortlist for the nearest
         return pool, c.interval
     return pool, neighbours.interval_of_shortlist(c.interval, pool.shape[1] + R, len(features) - 1 + R)
-
-
-def _ready(
-    features: Features, stages: list[int], config: MuScConfig, device: torch.device
-) -> tuple[list[Tensor], tuple[int, ...]]:
-    found = [prepared(features.patch_tokens[n].to(device), config, features.grids[n]) for n in stages]
-    return [tokens for tokens, _ in found], found[0][1]
 
 
 def split_subsets(defects: Sequence[str], subsets: int, seed: int) -> list[Tensor]:

@@ -8,8 +8,8 @@ the network itself sees the whole picture; then the patches outside are left out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,14 @@ from musc.datasets.decode import content_key, describe
 from musc.datasets.images import image_size, read_mask
 from musc.errors import ConfigError, DataError
 from musc.features import Features
+from musc.scoring.aggregation import prepared
+from musc.scoring.foreground import foregrounds
 from musc.sizes import Size, rows_columns
 
 AUTO = "auto"
 SHARE = 0.5  # of a patch's area that must lie in the region
-DIRT = 0.1  # of the largest part of the foreground: what is smaller is none of the product
 PROPORTIONS = 0.02  # by so much a mask's may differ from its image's
-BORDER, APART = 0.6, 0.3  # least share of background in the border; by how much more than in the middle
+SHRINK = math.sqrt(0.7)  # of the distances inside where patches outside are put far away (`compared`)
 
 
 def mask_files(roi: str, samples: Sequence[Sample]) -> dict[str, Path]:
@@ -160,94 +161,98 @@ def inside(features: Features, grid: tuple[int, int]) -> Bool[Tensor, "N M"]:
     return torch.stack(rows).expand(N, -1)
 
 
-def foregrounds(features: Features, size: Size) -> Bool[Tensor, "N H W"]:
-    """The foreground of each image at `size` pixels, from its own tokens: see `foreground`."""
-    grid = features.grids[-1]
-    found = [foreground(tokens, grid) for tokens in features.patch_tokens[-1]]
-    parts = torch.stack(found).reshape(len(found), 1, *grid).float()
-    return F.interpolate(parts, rows_columns(size), mode="nearest-exact")[:, 0] > 0.5
+@dataclass(frozen=True)
+class Compared:
+    """What mutual scoring compares of some images: tensors of tokens [N, K, c], their degrees, and the grid of K."""
+
+    tokens: list[Tensor]
+    degrees: tuple[int, ...]
+    grid: tuple[int, int]
 
 
-def foreground(tokens: Float[Tensor, "M C"], grid: tuple[int, int]) -> Bool[Tensor, "M"]:
-    """Which patches of one image show the product: its first principal component, parted in two.
+def compared(features: Features, stages: Sequence[int], config: MuScConfig, device: torch.device, K: int) -> Compared:
+    """What mutual scoring compares of `stages`, which share one grid.
 
-    AnomalyDINO (Damm et al., WACV 2025) masks so, by a fixed threshold and the side that fills the middle. Here Otsu's
-    threshold parts the component of the unit tokens, and the side that holds more of the border than of the middle is
-    the background. Parts smaller than a tenth of the largest are dirt on it. The mask is then closed and widened by a
-    patch, as there. Where the border is no background (less than 60 % of it, or less than 30 points more than of the
-    middle) the product fills the picture: all is foreground.
+    Without a region all patches; with one, at degree 1, tokens that are aggregated already, per stage and degree: of
+    the K patches inside (`kept`), or, with a position window, of all patches at their places (`far_outside`).
+
+    Raises ConfigError where a position window meets regions of several images' own: there may be no patch inside near
+    a place.
+    """
+    grid = features.grids[stages[0]]
+    if features.region is None:
+        found = [prepared(features.patch_tokens[n].to(device), config, grid) for n in stages]
+        return Compared([tokens for tokens, _ in found], found[0][1], grid)
+    if config.position_window == math.inf:
+        return Compared([t for n in stages for t in kept(features, n, config, device, K)], (1,), (1, K))
+    if len(features.region) > 1:
+        raise ConfigError(
+            f"roi = {config.roi}: a position_window compares near the same place, which must lie inside for every "
+            "image: give one mask for all images, or leave position_window at inf."
+        )
+    outside = ~inside(features, grid).to(device)
+    tokens = [far_outside(unit, outside) for n in stages for unit in _aggregated(features, n, config, device)]
+    return Compared(tokens, (1,), grid)
+
+
+def far_outside(unit: Float[Tensor, "N M C"], outside: Bool[Tensor, "N M"]) -> Float[Tensor, "N M c"]:
+    """Unit tokens for mutual scoring at degree 1: distances inside are SHRINK times what they were, and every patch
+    outside is farther from every one inside than those are from each other.
+
+    With one more channel, a patch inside is (a u, b), one outside (0, -1): cosines inside are b^2 - a^2 = -0.4 at the
+    least, and -b = -0.55 to the outside.
 
     Example:
-        >>> tokens = torch.ones(25, 2) * torch.tensor([1.0, 0.0])
-        >>> tokens[12] = torch.tensor([0.0, 1.0])  # the product, in the middle of 5 x 5 patches
-        >>> foreground(tokens, (5, 5)).reshape(5, 5).int()[1]  # it and its neighbours
-        tensor([0, 1, 1, 1, 0], dtype=torch.int32)
-        >>> foreground(torch.ones(25, 2), (5, 5)).all()  # nothing is apart
-        tensor(True)
+        >>> from musc import lnamd
+        >>> unit = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]]])  # two that are opposite, as far as can be
+        >>> tokens = lnamd.aggregate(far_outside(unit, torch.tensor([[False, False, True]])), 1, grid=(1, 3))
+        >>> (torch.cdist(tokens, tokens)[0, 0] / SHRINK).round(decimals=2)  # the last one is outside
+        tensor([0.0000, 2.0000, 2.1000])
     """
-    H, W = grid
-    unit = F.normalize(tokens.double(), dim=-1)
-    centred = unit - unit.mean(dim=0)
-    _, spread, axes = torch.linalg.svd(centred, full_matrices=False)
-    if spread[0] < 1e-6:
-        return torch.ones(H * W, dtype=torch.bool)
-    side = (centred @ axes[0] > otsu(centred @ axes[0])).reshape(H, W)
-    margin_h, margin_w = max(1, H // 10), max(1, W // 10)
-    border = torch.ones(H, W, dtype=torch.bool)
-    border[margin_h : H - margin_h, margin_w : W - margin_w] = False
-    middle = torch.zeros(H, W, dtype=torch.bool)
-    middle[H // 4 : H - H // 4, W // 4 : W - W // 4] = True
-    share = [(float(s[border].double().mean()), float(s[middle].double().mean())) for s in (side, ~side)]
-    back = max((0, 1), key=lambda n: share[n][0] - share[n][1])
-    if share[back][0] < BORDER or share[back][0] - share[back][1] < APART:
-        return torch.ones(H * W, dtype=torch.bool)
-    product = (~(side, ~side)[back]).numpy()
-    square = np.ones((3, 3))
-    part, count = ndimage.label(product, square)
-    areas = ndimage.sum_labels(product, part, range(1, count + 1))
-    large = [n for n, area in enumerate(areas, 1) if area >= DIRT * areas.max()]
-    wide = ndimage.binary_dilation(np.isin(part, large), square)
-    closed = ndimage.binary_erosion(ndimage.binary_dilation(wide, square), square, border_value=1)
-    return torch.from_numpy(closed).flatten()
+    wide = F.pad(SHRINK * unit, (0, 1), value=math.sqrt(1 - SHRINK**2))
+    away = wide.new_zeros(wide.shape[-1])
+    away[-1] = -1
+    return snamd.as_raw(torch.where(outside[..., None], away, wide))
 
 
-def otsu(values: Float[Tensor, "M"]) -> float:
-    """The threshold that parts values best: of the largest variance between the two sides."""
-    ordered = values.sort().values
-    n = len(ordered)
-    left = torch.arange(1, n, dtype=ordered.dtype)
-    sums = ordered.cumsum(dim=0)[:-1]
-    between = (sums / left - (ordered.sum() - sums) / (n - left)).square() * left * (n - left)
-    best = int(between.argmax())
-    return float(ordered[best] + ordered[best + 1]) / 2
+def muted(features: Features, stage: int) -> Float[Tensor, "N M C"]:
+    """Raw tokens where every patch outside has the mean of its image's patches inside: what tells images apart by
+    them sees nothing of the outside."""
+    tokens = features.patch_tokens[stage].float()
+    if features.region is None:
+        return tokens
+    weight = inside(features, features.grids[stage]).to(tokens)[..., None]  # [N, M, 1]
+    mean = (weight * tokens).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)
+    return torch.where(weight > 0, tokens, mean)
 
 
 def kept(
-    features: Features, stage: int, config: MuScConfig, device: torch.device, K: int, degrees: Sequence[int] = ()
+    features: Features, stage: int, config: MuScConfig, device: torch.device, K: int
 ) -> list[Float[Tensor, "N K c"]]:
     """The aggregated tokens of a stage's patches inside, for mutual scoring at degree 1: one tensor per degree.
 
     [N, K, C + 1] each. An image with fewer than K patches inside repeats its first one, which changes no nearest
-    distance. With SNAMD there is one tensor for all degrees. degrees: none for the configuration's.
+    distance. With SNAMD there is one tensor for all degrees.
     """
-    grid, tokens = features.grids[stage], features.patch_tokens[stage]
-    degrees = tuple(degrees or config.degrees)
-    index = places(inside(features, grid), K).to(device)  # [N, K]
+    index = places(inside(features, features.grids[stage]), K).to(device)[..., None]  # [N, K, 1]
+    every = _aggregated(features, stage, config, device)
+    return [snamd.as_raw(unit.gather(1, index.expand(-1, -1, unit.shape[-1]))) for unit in every]
 
-    def chosen(unit: Tensor) -> Tensor:
-        return snamd.as_raw(unit.gather(1, index[..., None].expand(-1, -1, unit.shape[-1])))
 
-    wide = tokens.to(device)
+def _aggregated(
+    features: Features, stage: int, config: MuScConfig, device: torch.device
+) -> Iterator[Float[Tensor, "N M C"]]:
+    grid, wide = features.grids[stage], features.patch_tokens[stage].to(device)
     wide = wide if wide.dtype == torch.float64 else wide.float()
     if config.aggregation == "snamd":
-        return [chosen(snamd.aggregate(wide, degrees, grid=grid))]
-    return [chosen(lnamd.aggregate(wide, r, grid=grid)) for r in degrees]
+        yield snamd.aggregate(wide, config.degrees, grid=grid)
+    else:
+        yield from (lnamd.aggregate(wide, r, grid=grid) for r in config.degrees)
 
 
-def most_inside(features: Features, references: Features | None, grid: tuple[int, int]) -> int:
+def most_inside(every: Iterable[Features | None], grid: tuple[int, int]) -> int:
     """The largest number of patches inside of any image."""
-    every = [features, *([references] if references else [])]
-    return max(int(inside(f, grid).sum(dim=1).max()) for f in every)
+    return max(int(inside(f, grid).sum(dim=1).max()) for f in every if f)
 
 
 def places(patches: Bool[Tensor, "N M"], K: int) -> Int[Tensor, "N K"]:
@@ -260,13 +265,16 @@ def places(patches: Bool[Tensor, "N M"], K: int) -> Int[Tensor, "N K"]:
     """
     N, M = patches.shape
     order = torch.arange(M).expand(N, M).masked_fill(~patches, M).sort(dim=1).values[:, :K]
-    return torch.where(order == M, order[:, :1], order)
+    return torch.where(order == M, order[:, :1], order).clamp(max=M - 1)  # of an image with none inside, any
 
 
-def spread(scores: Float[Tensor, "N K"], patches: Bool[Tensor, "N M"]) -> Float[Tensor, "N M"]:
-    """Scores of the patches inside, in the order of `places`, at their places; 0 outside."""
+def placed(scores: Float[Tensor, "N K"], patches: Bool[Tensor, "N M"], config: MuScConfig) -> Float[Tensor, "N M"]:
+    """Scores of what was `compared`, as distances of the tokens and at the patches' places; 0 outside."""
+    if config.position_window != math.inf:
+        return scores / SHRINK * patches.to(scores.device)
     out = scores.new_zeros(patches.shape)
-    return out.scatter_(1, places(patches, scores.shape[1]).to(scores.device), scores)
+    out.scatter_(1, places(patches, scores.shape[1]).to(scores.device), scores)
+    return out * patches.to(scores.device)
 
 
 def scores_of_those_inside(
@@ -309,6 +317,24 @@ def continued(
                 filled[row] = filled[row][torch.from_numpy(np.ravel_multi_index(tuple(nearest), grid).ravel())]
         out[grid] = filled
     return out
+
+
+def joined(features: Features, references: Features | None) -> Bool[Tensor, "n H W"] | None:
+    """The region of images and references together."""
+    if features.region is None or not references or references.region is None:
+        return features.region
+    return torch.cat([f.region.expand(len(f), -1, -1) for f in (features, references) if f.region is not None])
+
+
+def check_tiles(every: Sequence[Features]) -> None:
+    """Raises DataError where no tile of an image has a patch inside."""
+    for grid in dict.fromkeys(every[0].grids) if every else ():
+        there = torch.stack([inside(tile, grid).any(dim=1) for tile in every]).any(dim=0)
+        if not there.all():
+            name = every[0].samples[int(there.int().argmin())].name.rpartition("#")[0]
+            raise DataError(
+                f"{name}: no patch of any of its tiles lies at least half in its region: draw a larger one."
+            )
 
 
 def blanked(maps: Float[Tensor, "N H W"], features: Features) -> Float[Tensor, "N H W"]:

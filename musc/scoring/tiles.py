@@ -24,7 +24,7 @@ from musc.datasets.images import content_key, read_image
 from musc.errors import ConfigError
 from musc.features import Features
 from musc.scoring import consistency, roi
-from musc.scoring.aggregation import SalientTokens, prepared
+from musc.scoring.aggregation import SalientTokens
 from musc.sizes import Size, rows_columns
 
 Span = tuple[float, float]  # where a tile begins and ends along one axis, the image being (0, 1)
@@ -188,7 +188,9 @@ def anomaly_maps(
         down, across = (spans(c.tiles, c.tile_overlap)[k] for k in divmod(t, c.tiles))
         return replace(tile, region=roi.cut(of.region, across, down))
 
-    every = [extracted([*cuts, *extra], t) for t in range(T)] if c.tile_pool == "all" else []
+    joint = replace(features, region=roi.joined(features, references))
+    every = [marked(extracted([*cuts, *extra], t), t, joint) for t in range(T)] if c.tile_pool == "all" else []
+    roi.check_tiles(every)
     for t in range(T):
         tile = every[t].take(range(N)) if every else marked(extracted(cuts, t), t, features)
         if every:
@@ -216,17 +218,24 @@ def _scores_among_all(
     total: dict[tuple[int, int], Tensor] = {}
     means = {grid: consistency.MeanDistances(tile.grids.count(grid)) for grid in tile.grids}
     for n, grid in enumerate(tile.grids):
-        own, degrees = prepared(tile.patch_tokens[n][:N].to(device), c, grid)
+        K = roi.most_inside(every, grid)  # M where there is no region
+        own = roi.compared(tile.take(range(N)), [n], c, device, K)
         found: Tensor | None = None
         for other in every:
-            tokens, _ = prepared(other.patch_tokens[n].to(device), c, grid)
-            d = msm.stage_distances(
-                own, degrees, references=tokens, pool=0, grid=grid, precision=c.precision, block=c.block
-            )  # [D, N, P, M]
+            parts = [
+                msm.stage_distances(
+                    mine, own.degrees, references=theirs, pool=0, grid=own.grid, precision=c.precision, block=c.block
+                )
+                for mine, theirs in zip(own.tokens, roi.compared(other, [n], c, device, K).tokens, strict=True)
+            ]
+            d = torch.cat(parts)  # [D, N, P, K]
+            d[:, :, ~roi.inside(other, grid).any(dim=1)] = math.inf  # tiles that have no patch inside
             found = d if found is None else torch.minimum(found, d)
         assert found is not None
-        parts = [msm.interval_average(found[:, i, others[i]], c.interval, c.reduction) for i in range(N)]
-        share = torch.stack(parts).mean(dim=1) / len(tile.grids)  # [N, D, M] -> [N, M]
+        scores = [msm.interval_average(found[:, i, others[i]], c.interval, c.reduction) for i in range(N)]
+        share = torch.stack(scores).mean(dim=1) / len(tile.grids)  # [N, D, K] -> [N, K]
+        if tile.region is not None:
+            share = roi.placed(share, roi.inside(tile, grid)[:N], c)
         total[grid] = total.get(grid, 0) + share
         if c.consistency != "off":
             means[grid].add(torch.stack([found[:, i, others[i]] for i in range(N)], dim=1))

@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 SIGN = "<!-- index of musc results -->"  # an index without it is somebody else's
 TOP = 4  # thumbnails of each result in the index
 
-__all__ = ["FOLDER", "INDEX", "PAGE", "picture_sizes", "write_index", "write_report"]
+__all__ = ["FOLDER", "INDEX", "PAGE", "picture_sizes", "write_index", "write_page", "write_report"]
 
 
 def write_report(
@@ -54,6 +54,23 @@ def write_report(
         ResultError: the folder cannot be written.
     """
     shown = _pictures(result, samples, folder)
+    return write_page(result, shown, folder, regions=regions, marks=marks, command=folder.name)
+
+
+def write_page(
+    result: MuScResult,
+    shown: Shown,
+    folder: Path,
+    *,
+    regions: Sequence[Sequence[Region]] | None = None,
+    marks: Mapping[str, int] | None = None,
+    command: str = "",
+) -> Path:
+    """Write report.html alone, for pictures that are there (`shown`), and return its path.
+
+    Of the result no map is read. command: what `musc threshold` calls the result; "" where it knows none. The others
+    are as in `write_report`, which raises the same.
+    """
     try:
         text = _environment().get_template("report.html.jinja").render(
             title=f"{result.category or result.dataset}",
@@ -64,7 +81,7 @@ def write_report(
             data=_script_json(page_data(result, shown, regions, marks or {})),
             facts=facts(result),
             has_truth=any(shown.truths),
-            command=folder.name,
+            command=command,
         )  # fmt: skip
         with whole(folder / PAGE) as path:
             path.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -13,9 +13,9 @@ import numpy as np
 
 from musc.config import MuScConfig
 from musc.results import MuScResult
-from musc.results.pictures import CMAP, shared_scale
+from musc.results.pictures import CMAP
 from musc.results.regions import Region
-from musc.results.report.images import Shown, scale_ends
+from musc.results.report.images import Shown
 
 STOPS = 33  # of the colour map, which the page interpolates
 
@@ -35,7 +35,7 @@ def page_data(
 
     return {
         "key": result.fingerprint,
-        "scale": scale_ends(shared_scale(result)),
+        "scale": shown.scale,
         "colours": matplotlib.colormaps[CMAP](np.linspace(0, 1, STOPS))[:, :3].round(4).T.tolist(),
         "threshold": None if t is None or not math.isfinite(t.value) else t.value,
         "paths": column(result.paths),

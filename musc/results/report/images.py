@@ -29,7 +29,7 @@ from musc.results.pictures import shared_scale
 from musc.saving import whole
 
 FOLDER = "report"
-VERSION = 1  # of what is written here
+VERSION = 2  # of what is written here
 LEVELS = 256  # steps of the colour scale
 THUMBNAIL, COPY = 320, 2048  # longest sides in pixels
 BLANK = (238, 238, 238)  # in place of an image that is gone
@@ -39,18 +39,29 @@ BLANK = (238, 238, 238)  # in place of an image that is gone
 class Shown:
     """Where the pictures of each image lie, from the result's folder, and what was read of it on the way.
 
-    sizes: (width, height) in pixels of the image itself. truths: "" where no mask is known. overlap, alarms: [LEVELS],
-    or empty without masks: at the threshold of that level, the mean share of a true region that is above it (what PRO
-    averages), and the share of the normal pixels that is.
+    sizes: (width, height) in pixels of the image itself. scale: the scores at the ends of the maps' grey. truths: ""
+    where no mask is known. overlap, alarms: [LEVELS], or empty without masks: at the threshold of that level, the mean
+    share of a true region that is above it (what PRO averages), and the share of the normal pixels that is.
     """
 
     thumbnails: list[str]
     copies: list[str]
     maps: list[str]
     truths: list[str]
+    scale: tuple[float, float]
     sizes: list[tuple[int, int]] = field(default_factory=list)
     overlap: list[float] = field(default_factory=list)
     alarms: list[float] = field(default_factory=list)
+
+    @classmethod
+    def at(cls, pictures: Sequence[str], maps: Sequence[str], scale: Normalize) -> Shown:
+        """The places of images and maps of these legal names (.jpg and .png), below FOLDER."""
+
+        def below(kind: str, names: Sequence[str]) -> list[str]:
+            return [f"{FOLDER}/{kind}/{name}" for name in names]
+
+        images = below("thumbnails", pictures), below("images", pictures)
+        return cls(*images, below("maps", maps), below("truth", maps), scale_ends(scale))
 
 
 def save_images(result: MuScResult, samples: Sequence[Sample], folder: Path) -> Shown:
@@ -65,25 +76,13 @@ def save_images(result: MuScResult, samples: Sequence[Sample], folder: Path) -> 
     shutil.rmtree(place, ignore_errors=True)
     pictures, maps = legal_names(result.paths, ".jpg"), legal_names(result.paths, ".png")
     by_name = {sample.name: sample for sample in as_read(samples, result.config.full_scale)}
-
-    def addresses(kind: str, names: Sequence[str]) -> list[str]:
-        return [f"{FOLDER}/{kind}/{name}" for name in names]
-
-    shown = Shown(
-        thumbnails=addresses("thumbnails", pictures),
-        copies=addresses("images", pictures),
-        maps=addresses("maps", maps),
-        truths=addresses("truth", maps),
-    )
     scale, overlaps = shared_scale(result), Overlaps()
+    shown = Shown.at(pictures, maps, scale)
     for i, (name, anomaly_map) in enumerate(zip(result.paths, result.anomaly_maps, strict=True)):
         sample, drawn = by_name.get(name), levels(anomaly_map, scale)
-        copy, size = _copy(sample, drawn.shape)
+        copy, size = copy_of(sample, drawn.shape)
         shown.sizes.append(size)
-        _write(copy, folder / shown.copies[i], quality=88)
-        copy.thumbnail((THUMBNAIL, THUMBNAIL))
-        _write(copy, folder / shown.thumbnails[i], quality=82)
-        _write(Image.fromarray(drawn), folder / shown.maps[i])
+        save_image(copy, drawn, folder, (shown.copies[i], shown.thumbnails[i], shown.maps[i]))
         truth = _truth(sample, drawn.shape)
         if truth is not None:
             overlaps.add(drawn, truth)
@@ -95,6 +94,15 @@ def save_images(result: MuScResult, samples: Sequence[Sample], folder: Path) -> 
     with whole(place / "pictures.json") as path:
         path.write_text(json.dumps({"of": of, "shown": asdict(shown)}) + "\n", encoding="utf-8")
     return shown
+
+
+def save_image(copy: Image.Image, drawn: NDArray[np.uint8], folder: Path, places: tuple[str, str, str]) -> None:
+    """Write the copy of one image, its thumbnail and its map in `levels` to their places. Raises OSError."""
+    _write(copy, folder / places[0], quality=88)
+    small = copy.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    _write(small, folder / places[1], quality=82)
+    _write(Image.fromarray(drawn), folder / places[2])
 
 
 def levels(anomaly_map: NDArray[np.float32], scale: Normalize) -> NDArray[np.uint8]:
@@ -150,7 +158,7 @@ def above(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return counts[::-1].cumsum()[::-1] / counts.sum()
 
 
-def _copy(sample: Sample | None, shape: tuple[int, ...]) -> tuple[Image.Image, tuple[int, int]]:
+def copy_of(sample: Sample | None, shape: tuple[int, ...]) -> tuple[Image.Image, tuple[int, int]]:
     """The picture, at most COPY pixels long, and its own size; of an image that is gone a field of the map's size."""
     if sample is not None:
         try:
@@ -195,7 +203,8 @@ def _written_before(place: Path, of: str, folder: Path) -> Shown | None:
         note = json.loads((place / "pictures.json").read_text(encoding="utf-8"))
         if note["of"] != of:
             return None
-        shown = Shown(**{**note["shown"], "sizes": [(w, h) for w, h in note["shown"]["sizes"]]})
+        of_images = {"sizes": [(w, h) for w, h in note["shown"]["sizes"]], "scale": tuple(note["shown"]["scale"])}
+        shown = Shown(**{**note["shown"], **of_images})
     except (OSError, ValueError, KeyError, TypeError):
         return None
     files = [*shown.thumbnails, *shown.copies, *shown.maps, *filter(None, shown.truths)]
