@@ -305,7 +305,7 @@ def test_execution_is_reproducible_and_goes_stale_with_its_sources(workplace, ca
     assert notebooks.main(["check"]) == 0
 
     (workplace.parent / "helper.py").write_text("VALUE = 4\n")
-    assert notebooks.stale(workplace) == "code that it uses has changed"
+    assert notebooks.stale(workplace) == "code or data that it uses has changed"
     assert notebooks.main(["check"]) == 1
     (workplace.parent / "helper.py").write_text("VALUE = 3\n")
     assert notebooks.main(["execute", "--force"]) == 0
@@ -317,6 +317,39 @@ def test_execution_is_reproducible_and_goes_stale_with_its_sources(workplace, ca
     target.write_text("{")
     assert notebooks.stale(workplace).startswith("unreadable")
     capsys.readouterr()
+
+
+def test_a_notebook_goes_stale_with_the_data_that_it_reads(workplace):
+    """However it reads them; not with what a run wrote, with line ends, or with the layout of JSON."""
+    root = workplace.parents[1]
+    for folder in ("data", "results"):
+        (root / folder).mkdir()
+    table, settings = root / "data" / "table.csv", root / "data" / "settings.json"
+    table.write_text("a,b\n1,2\n")
+    settings.write_text('{"x": 1}')
+    (root / "data" / "unread.csv").write_text("1\n")
+    with workplace.open("a") as file:
+        file.write(
+            "\n# %%\nimport json, os\nimport pandas as pd\nfrom pathlib import Path\n"
+            "print(pd.read_csv('../data/table.csv').shape, json.loads(Path('../data/settings.json').read_text()))\n"
+            "Path('../results/own.csv').write_text('1')\nPath('../results/own.csv').read_text()\n"
+        )
+    assert notebooks.main(["execute"]) == 0
+    done = nbformat.read(workplace.with_suffix(".ipynb"), as_version=4)
+    assert done.metadata.musc.execution.sources == ["data/settings.json", "data/table.csv", "notebooks/helper.py"]
+    (root / "results" / "own.csv").write_text("2")
+    (root / "data" / "unread.csv").write_text("2\n")
+    table.write_bytes(b"a,b\r\n1,2\r\n")
+    settings.write_text('{\n "x": 1\n}')
+    assert notebooks.stale(workplace) is None
+    for path, changed in ((table, "a,b\n1,3\n"), (settings, '{"x": 2}')):
+        before = path.read_text()
+        path.write_text(changed)
+        assert notebooks.stale(workplace) == "code or data that it uses has changed"
+        path.write_text(before)
+    assert notebooks.stale(workplace) is None
+    table.unlink()
+    assert notebooks.stale(workplace) == "code or data that it uses has changed"
 
 
 def test_failing_cell_is_shown_and_the_old_outputs_stay(workplace, capsys):
