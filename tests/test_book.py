@@ -1,6 +1,7 @@
 """The book's sources: settings, notebooks and their outputs, cross-references, and the tools that make them."""
 
 import importlib
+import io
 import json
 import re
 import tomllib
@@ -430,6 +431,33 @@ def test_long_names_may_break_after_their_parts_and_nothing_else():
     context = {"body": page}
     book_sphinx.breakable(None, "page", "", context, None)
     assert context["body"] == page.replace("msm.interval_average(x)", "msm.<wbr>interval_<wbr>average(<wbr>x)")
+    context = {"body": "<code>musc run --max-memory 2</code><p>Solution to<a href='#e'> Exercise 3</a></p>"}
+    book_sphinx.breakable(None, "page", "", context, None)
+    assert '<code>musc run <span class="whole">--max-memory</span> 2</code>' in context["body"]
+    assert "Solution to <a href='#e'>Exercise 3</a>" in context["body"]
+
+
+def test_a_named_equation_is_a_link_and_one_that_no_page_has_fails_the_build(tmp_path):
+    from sphinx.application import Sphinx
+
+    def build(text):
+        (tmp_path / "index.md").write_text("# Start\n\n```{toctree}\nother\n```\n\n" + text)
+        (tmp_path / "other.md").write_text("# Eq. 2 in a heading\n\n$$a \\tag{2}$$\n\n$$b \\tag{2.1}$$\n")
+        warnings, out = io.StringIO(), tmp_path / "out"
+        extensions = {
+            "extensions": ["sphinx.ext.autodoc", "myst_parser", "tools.book_sphinx"],
+            "myst_enable_extensions": ["dollarmath"],
+        }
+        Sphinx(tmp_path, None, out, tmp_path / "trees", "html", extensions, io.StringIO(), warnings).build()
+        return (out / "index.html").read_text(), (out / "other.html").read_text(), warnings.getvalue()
+
+    index, other, said = build("By Eq. 2 and 2.1, `Eq. 2`.")
+    assert said == ""
+    for number, shown in (("2", "Eq. 2"), ("2-1", "2.1")):
+        assert re.search(rf'<a [^>]*href="other.html#equation-{number}"[^>]*><span[^>]*>{shown}</span></a>', index)
+        assert f'id="equation-{number}"' in other
+    assert index.count('#equation-2"') == 1  # not in code
+    assert "undefined label: 'equation-7'" in build("By Eq. 7.")[2]
 
 
 def test_docstrings_show_as_written():
