@@ -108,7 +108,7 @@ plt.show()
 # twice. The scores stay the same.
 
 # %%
-memory.T.rename(columns="run {}".format)
+memory.T.rename(columns="run {}".format).map("{:,.5g}".format)
 
 # %% tags=["remove-input"]
 last = memory.sort_values("all distances (MiB)").iloc[-1]
