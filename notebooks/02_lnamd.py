@@ -27,7 +27,7 @@
 # harmless by itself. *Local neighbourhood aggregation with multiple degrees* (LNAMD) describes every place at several scales: the token of
 # patch $m$ is replaced by the mean over the $r \times r$ patches around it,
 #
-# $$\hat{p}_{i,l}^{m,r} = \frac{1}{r^2} \sum_{u \in U_r(m)} p_{i,l}^{u}, \qquad r \in \{1, 3, 5\} .$$
+# $$\hat{p}_{i,l}^{m,r} = \frac{1}{r^2} \sum_{u \in U_r(m)} p_{i,l}^{u}, \qquad r \in \{1, 3, 5\} . \tag{2.1}$$
 #
 # | Paper | Code |
 # |:------|:-----|
@@ -88,7 +88,7 @@ print(
 # %% [markdown]
 # ## The loop
 #
-# Three things are not in the formula. They are as in the released code, and the exercises ask which of them matter:
+# Three things are not in Eq. 2.1. They are as in the released code, and the exercises ask which of them matter:
 #
 # 1. Before the mean, a LayerNorm over *all* patches and channels of an image at once, without learned parameters.
 # 2. Beyond the border there are zeros, and they count: the sum is divided by $r^2$ everywhere.
@@ -439,7 +439,7 @@ verdict(
 #
 # Let $u_r(m)$ be the sum of the normed tokens over the $r \times r$ patches around $m$. Instead of three tokens build *one*,
 #
-# $$v(m) = \frac{u_1(m)}{\lVert u_1(m) \rVert} + \frac{u_3(m)}{\lVert u_3(m) \rVert} + \frac{u_5(m)}{\lVert u_5(m) \rVert} ,$$
+# $$v(m) = \frac{u_1(m)}{\lVert u_1(m) \rVert} + \frac{u_3(m)}{\lVert u_3(m) \rVert} + \frac{u_5(m)}{\lVert u_5(m) \rVert} , \tag{2.2}$$
 #
 # score with $v / \lVert v \rVert$ at one stage, and compare with the mean of three scores. Then leave the three norms out,
 # $u_1 + u_3 + u_5$: what kernel over the neighbourhood is that?

@@ -401,9 +401,9 @@ paper_here_why(
 # $M \times M$ matrix per pair of images and stage, by far the largest cost. The obvious way computes it three times, for
 # $r = 1, 3, 5$. It is not necessary. A neighbourhood sum is linear, so for sums over windows $U_m$ and $U_n$
 #
-# $$\Bigl\langle \sum_{u \in U_m} p_i^u,\ \sum_{v \in U_n} p_j^v \Bigr\rangle = \sum_{u \in U_m} \sum_{v \in U_n} \langle p_i^u, p_j^v \rangle .$$
+# $$\Bigl\langle \sum_{u \in U_m} p_i^u,\ \sum_{v \in U_n} p_j^v \Bigr\rangle = \sum_{u \in U_m} \sum_{v \in U_n} \langle p_i^u, p_j^v \rangle . \tag{3.1}$$
 #
-# The right side is a box sum over the $r = 1$ matrix, seen as an array $[H, W, H, W]$: a **4-D box filter**, additions
+# The right side of Eq. 3.1 is a box sum over the $r = 1$ matrix, seen as an array $[H, W, H, W]$: a **4-D box filter**, additions
 # only. Dividing by the lengths of the two sums gives the cosine of the aggregated tokens. `musc.engines.gram` does this
 # in readable torch. Here it is on the two images of above, with the channels of all four stages side by side, beside
 # the plain way: aggregate at each degree, and multiply.

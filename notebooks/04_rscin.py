@@ -34,8 +34,10 @@
 # |:------|:-----|:--------|
 # | $\mathbf{C} = [c_1, \dots, c_N]^\top$ | `image_scores` | scores before, `[N]`; min-max first |
 # | $W_{ij} = \mathcal{F}_i \cdot \mathcal{F}_j$ | from `class_tokens`, `[N, D]` | edge weights |
-# | $M_k(i, j) = 1$ if $I_j \in \mathcal{N}_k(I_i)$, else 0 (Eq. 4) | `windows` | which edges are kept |
+# | $M_k$ (Eq. 4) | `windows` | which edges are kept: to the $k$ nearest, $\mathcal{N}_k$ |
 # | $D(i,i) = \sum_j (M_k \odot W)_{ij}$ | | makes each row a weighted mean |
+#
+# $$M_k(i, j) = 1 \text{ if } I_j \in \mathcal{N}_k(I_i), \text{ else } 0 \tag{4}$$
 #
 # $$\hat{\mathbf{C}} = \frac{1}{K + 1}\Bigl(\sum_{k} D^{-1} (M_k \odot W)\, \mathbf{C} + \mathbf{C}\Bigr) \tag{5}$$
 

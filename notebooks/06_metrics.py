@@ -186,8 +186,9 @@ verdict(
 # AUROC has a second flaw: it counts pixels, so one large defect outweighs twenty small ones. The **per-region overlap** gives each
 # connected region $R_k$ one vote. At threshold $t$, with $P_t$ the pixels that score at least $t$,
 #
-# $$\mathrm{PRO}(t) = \frac{1}{|\mathcal{R}|} \sum_{k} \frac{|P_t \cap R_k|}{|R_k|}, \qquad
-#   \mathrm{AUPRO} = \frac{1}{0.3} \int_0^{0.3} \mathrm{PRO}\; d\,\mathrm{FPR} .$$
+# $$\mathrm{PRO}(t) = \frac{1}{|\mathcal{R}|} \sum_{k} \frac{|P_t \cap R_k|}{|R_k|}, \tag{6.1}$$
+#
+# $$\mathrm{AUPRO} = \frac{1}{0.3} \int_0^{0.3} \mathrm{PRO}\; d\,\mathrm{FPR} . \tag{6.2}$$
 #
 # Regions are 8-connected; FPR is taken over the normal pixels of all images. All of it in a few lines:
 

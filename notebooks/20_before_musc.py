@@ -298,24 +298,26 @@ photographed.loc[before, columns].round(1)
 # [chapter 9](09_few_shot.ipynb)).
 
 # %% mystnb={"figure": {"caption": "Image AUROC and pixel AP by the number of normal images. Dashed: MuSc and the batched form of AnomalyDINO without any.", "name": "fig-before-shots"}, "image": {"alt": "Two panels of curves over the number of references on a logarithmic axis, and two dashed level lines for the methods without references."}}
-known = {"anomalydino": "C0", "patchcore": "C2", "padim": "C4", "musc": "C1"}
+known = {
+    "anomalydino": (figures.BLUE, "o"),
+    "patchcore": ("#444444", "s"),
+    "padim": ("#009E73", "^"),
+    "musc": (figures.ORANGE, "D"),
+}
 curves = {
     k: measured([m for m in known if m != "padim" or k > 1], k) for k in shots
 }
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 for ax, column in zip(axes, ("image AUROC", "pixel AP"), strict=True):
-    for name, colour in known.items():
-        points = {
-            k: found[column].get(name, np.nan) for k, found in curves.items()
-        }
+    for name, (colour, marker) in known.items():
+        style = {"color": colour, "marker": marker}
+        values = [found[column].get(name, np.nan) for found in curves.values()]
         label = compare.registry.TITLES[name]
-        ax.plot(
-            list(points), list(points.values()), "o-", color=colour, label=label
-        )
+        ax.plot(list(curves), values, label=label, **style)
     for name in ("musc", "anomalydino"):
         ax.axhline(
             batched.loc[name, column],
-            color=known[name],
+            color=known[name][0],
             linestyle="--",
             linewidth=1,
         )

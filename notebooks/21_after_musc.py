@@ -78,7 +78,7 @@ print(
 # LNAMD (Sec. 3.1) replaces a token by the plain mean of its $r \times r$ neighbourhood: a defect of one patch is diluted by 8 normal
 # neighbours at $r = 3$. SNAMD weighs each neighbour $q$ of patch $p$ by how like it is,
 #
-# $$w_{pq} = e^{-\lVert F_q - F_p \rVert_2}, \qquad F_p^r = \frac{\sum_q w_{pq} F_q}{\sum_q w_{pq}}, \qquad Z_p = \frac{1}{3} \sum_{r \in \{1, 3, 5\}} F_p^r ,$$
+# $$w_{pq} = e^{-\lVert F_q - F_p \rVert_2}, \qquad F_p^r = \frac{\sum_q w_{pq} F_q}{\sum_q w_{pq}}, \qquad Z_p = \frac{1}{3} \sum_{r \in \{1, 3, 5\}} F_p^r , \tag{21.1}$$
 #
 # and averages the degrees **before** scoring, so that one pass per stage is enough where LNAMD needs three.
 

@@ -34,6 +34,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
+from musc.results import figures
 from musc.verdicts import verdict
 
 # %matplotlib inline
@@ -62,10 +63,11 @@ by_way.rename_axis(None, axis=1)
 
 # %% mystnb={"figure": {"caption": "Time over the number of images, both on logarithmic scales, with the exponent of a line fitted to the logarithms.", "name": "fig-scale-time"}, "image": {"alt": "Three rising lines: exact is the highest and steepest, look-alikes lie below it, references are the lowest and least steep."}}
 fig, ax = plt.subplots(figsize=(6, 3.4))
-for way, marker in zip(by_way, "so^", strict=True):
+for way, marker, colour in zip(by_way, "so^", figures.SERIES, strict=True):
     ax.plot(
         by_way[way].dropna(),
         marker=marker,
+        color=colour,
         label=f"{way}: N^{exponents[way]:.2f}",
     )
 ax.set(
@@ -125,7 +127,7 @@ pd.DataFrame(on_gpus).set_index(["GPUs", "images"])
 # twice. The scores stay the same.
 
 # %%
-memory.T.rename(columns="run {}".format)
+memory.T.rename(columns="run {}".format).map("{:,.5g}".format)
 
 # %% tags=["remove-input"]
 last = memory.sort_values("all distances (MiB)").iloc[-1]
@@ -192,9 +194,12 @@ for column, (name, found) in enumerate(
         ax = axes[row, column]
         ax.axhspan(-0.3, 0.3, color="0.85")
         ax.axhline(-1, color="0.5", ls=":")
-        for way, style in STYLES.items():
+        for (way, style), colour in zip(
+            STYLES.items(), figures.SERIES, strict=True
+        ):
             part = found.xs(way, level="way")
-            ax.plot(part["pairs"], part[measure], style, ms=4, label=way)
+            x, y = part["pairs"], part[measure]
+            ax.plot(x, y, style, color=colour, ms=4, label=way)
         ax.set(xscale="log", xlim=(70, 2))
         ax.set_xticks([50, 20, 10, 5, 2.5], ["50", "20", "10", "5", "2.5"])
         ax.minorticks_off()

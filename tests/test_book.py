@@ -1,6 +1,7 @@
 """The book's sources: settings, notebooks and their outputs, cross-references, and the tools that make them."""
 
 import importlib
+import io
 import json
 import re
 import tomllib
@@ -305,7 +306,7 @@ def test_execution_is_reproducible_and_goes_stale_with_its_sources(workplace, ca
     assert notebooks.main(["check"]) == 0
 
     (workplace.parent / "helper.py").write_text("VALUE = 4\n")
-    assert notebooks.stale(workplace) == "code that it uses has changed"
+    assert notebooks.stale(workplace) == "code or data that it uses has changed"
     assert notebooks.main(["check"]) == 1
     (workplace.parent / "helper.py").write_text("VALUE = 3\n")
     assert notebooks.main(["execute", "--force"]) == 0
@@ -317,6 +318,39 @@ def test_execution_is_reproducible_and_goes_stale_with_its_sources(workplace, ca
     target.write_text("{")
     assert notebooks.stale(workplace).startswith("unreadable")
     capsys.readouterr()
+
+
+def test_a_notebook_goes_stale_with_the_data_that_it_reads(workplace):
+    """However it reads them; not with what a run wrote, with line ends, or with the layout of JSON."""
+    root = workplace.parents[1]
+    for folder in ("data", "results"):
+        (root / folder).mkdir()
+    table, settings = root / "data" / "table.csv", root / "data" / "settings.json"
+    table.write_text("a,b\n1,2\n")
+    settings.write_text('{"x": 1}')
+    (root / "data" / "unread.csv").write_text("1\n")
+    with workplace.open("a") as file:
+        file.write(
+            "\n# %%\nimport json, os\nimport pandas as pd\nfrom pathlib import Path\n"
+            "print(pd.read_csv('../data/table.csv').shape, json.loads(Path('../data/settings.json').read_text()))\n"
+            "Path('../results/own.csv').write_text('1')\nPath('../results/own.csv').read_text()\n"
+        )
+    assert notebooks.main(["execute"]) == 0
+    done = nbformat.read(workplace.with_suffix(".ipynb"), as_version=4)
+    assert done.metadata.musc.execution.sources == ["data/settings.json", "data/table.csv", "notebooks/helper.py"]
+    (root / "results" / "own.csv").write_text("2")
+    (root / "data" / "unread.csv").write_text("2\n")
+    table.write_bytes(b"a,b\r\n1,2\r\n")
+    settings.write_text('{\n "x": 1\n}')
+    assert notebooks.stale(workplace) is None
+    for path, changed in ((table, "a,b\n1,3\n"), (settings, '{"x": 2}')):
+        before = path.read_text()
+        path.write_text(changed)
+        assert notebooks.stale(workplace) == "code or data that it uses has changed"
+        path.write_text(before)
+    assert notebooks.stale(workplace) is None
+    table.unlink()
+    assert notebooks.stale(workplace) == "code or data that it uses has changed"
 
 
 def test_failing_cell_is_shown_and_the_old_outputs_stay(workplace, capsys):
@@ -397,6 +431,33 @@ def test_long_names_may_break_after_their_parts_and_nothing_else():
     context = {"body": page}
     book_sphinx.breakable(None, "page", "", context, None)
     assert context["body"] == page.replace("msm.interval_average(x)", "msm.<wbr>interval_<wbr>average(<wbr>x)")
+    context = {"body": "<code>musc run --max-memory 2</code><p>Solution to<a href='#e'> Exercise 3</a></p>"}
+    book_sphinx.breakable(None, "page", "", context, None)
+    assert '<code>musc run <span class="whole">--max-memory</span> 2</code>' in context["body"]
+    assert "Solution to <a href='#e'>Exercise 3</a>" in context["body"]
+
+
+def test_a_named_equation_is_a_link_and_one_that_no_page_has_fails_the_build(tmp_path):
+    from sphinx.application import Sphinx
+
+    def build(text):
+        (tmp_path / "index.md").write_text("# Start\n\n```{toctree}\nother\n```\n\n" + text)
+        (tmp_path / "other.md").write_text("# Eq. 2 in a heading\n\n$$a \\tag{2}$$\n\n$$b \\tag{2.1}$$\n")
+        warnings, out = io.StringIO(), tmp_path / "out"
+        extensions = {
+            "extensions": ["sphinx.ext.autodoc", "myst_parser", "tools.book_sphinx"],
+            "myst_enable_extensions": ["dollarmath"],
+        }
+        Sphinx(tmp_path, None, out, tmp_path / "trees", "html", extensions, io.StringIO(), warnings).build()
+        return (out / "index.html").read_text(), (out / "other.html").read_text(), warnings.getvalue()
+
+    index, other, said = build("By Eq. 2 and 2.1, `Eq. 2`.")
+    assert said == ""
+    for number, shown in (("2", "Eq. 2"), ("2-1", "2.1")):
+        assert re.search(rf'<a [^>]*href="other.html#equation-{number}"[^>]*><span[^>]*>{shown}</span></a>', index)
+        assert f'id="equation-{number}"' in other
+    assert index.count('#equation-2"') == 1  # not in code
+    assert "undefined label: 'equation-7'" in build("By Eq. 7.")[2]
 
 
 def test_docstrings_show_as_written():

@@ -1,5 +1,6 @@
 """The plan of the course, the decks, the diagrams and the figure pack."""
 
+import json
 import re
 
 import pytest
@@ -104,6 +105,22 @@ def test_the_student_build_leaves_the_lecturers_pages_out(monkeypatch, tmp_path)
     everything = "".join(path.read_text(encoding="utf-8") for path in (tree / "book").rglob("*.md"))
     assert not re.search(r"\]\([^)]*session_\d", everything)
     assert not [p for p in tree.rglob("*") if "answers" in p.name or p.parent.name == "quizzes"]
+
+
+def test_estimates_of_energy_follow_from_the_measured_seconds():
+    text = (TEACH / "limits.md").read_text(encoding="utf-8")
+    rows = json.loads((ROOT / "benchmarks/results/gpu_cost.json").read_text(encoding="utf-8"))["rows"]
+    measured = {row["backbone_precision"]: row["seconds"] for row in rows if row["s"] == 1}
+    (watts,) = map(int, re.findall(r"(\d+) W, the most", text))
+    table = text[text.index("| 200 images") :].split("\n\n")[0].splitlines()
+    head, _, *rows = [line.strip("| ").split(" | ") for line in table]
+    grams = [int(number) for number in re.findall(r"\((\d+) g/kWh\)", " ".join(head))]
+    for name, seconds, energy, *carbon in rows:
+        assert float(seconds) == measured.pop(name)
+        hours = float(seconds) * watts / 3600
+        assert energy == f"{hours:.2g} Wh"
+        assert [float(text.split()[0]) for text in carbon] == [float(f"{hours / 1000 * g:.2g}") for g in grams]
+    assert not measured
 
 
 def test_diagrams_are_what_their_code_draws():

@@ -22,6 +22,8 @@ CLEAN = f"""<p>An index x_i, <code>MUSC_REPOSITORY</code>, $5, and 7 TODOs that 
 <details><div class="cell_input"><div class="highlight"><pre>{LONG}</pre></div></div></details>
 <figcaption><span class="caption-number">Fig. 9.1 </span>Distances.</figcaption>
 <div class="scroll" style="width: auto">short</div>
+<div class="math"><mjx-container>a = b<mjx-labels>(3)</mjx-labels></mjx-container></div>
+<p><a href="#equation-3" style="color: inherit">Eq. 3</a>, and <code>Eq. 4</code></p>
 <p style="width: 60px">msm.<wbr>interval_<wbr>average</p>"""
 CELL = '<div class="cell_input"><div class="highlight"><pre>{}</pre></div></div>'
 # Kind, look in which it shows (or any), and the faulty piece of a page.
@@ -34,6 +36,8 @@ PLANTED = [
     ("placeholder", "desktop", '<a href="https://github.com/OWNER/musc" style="color: inherit">source</a>'),
     ("raw formula", "desktop", "<table><tr><td>$a_i^m(I_j)$</td></tr></table>"),
     ("raw formula", "desktop", r'<span class="math">\(a_i\)</span>'),
+    ("no equation number", "desktop", '<div class="math"><mjx-container>a = b</mjx-container></div>'),
+    ("dead equation", "desktop", "<p>By Eq. 3 the scores are means.</p>"),
     ("two numbers", "desktop", '<figcaption><span class="caption-number">Fig. 49 </span>Figure 4: dots</figcaption>'),
     ("long cell", "desktop", CELL.format(LONG)),
     ("wide code", "desktop", CELL.format("z" * 91)),
@@ -50,6 +54,7 @@ PLANTED = [
     ("clipped", "phone", '<div class="box"><mjx-c style="position: relative; left: -5px">a</mjx-c></div>'),
     ("split word", "desktop", '<p style="width: 60px; overflow-wrap: anywhere">interval_average</p>'),
     ("split word", "phone", f'<table style="table-layout: fixed; width: 60px; word-break: break-all">{TABLE[7:]}'),
+    ("split word", "desktop", '<p style="width: 60px"><code>--max-memory</code></p>'),
     ("small text", "desktop", '<figcaption style="font-size: 7px">a label</figcaption>'),
     ("thin text", "desktop", '<figcaption style="font-weight: 300">a caption</figcaption>'),
     ("weak contrast", "dark", '<figcaption class="dim">a caption</figcaption>'),

@@ -11,8 +11,8 @@ KERNELS = "musc/engines/cpu/preparation.py"
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A copy of the package and of the notebooks, to be edited."""
-    for part in ("musc", "notebooks"):
+    """A copy of the package, of the notebooks and of the data that they read, to be edited."""
+    for part in ("musc", "notebooks", "benchmarks/results"):
         shutil.copytree(notebooks.ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(notebooks.ROOT / "_config.yml", tmp_path)
     monkeypatch.setattr(notebooks, "ROOT", tmp_path)
@@ -46,9 +46,14 @@ def test_a_gpu_file_makes_nothing_stale_that_ran_without_one(tree):
 def test_a_kernel_makes_stale_what_uses_it(tree):
     add(tree / KERNELS, "\nANOTHER = 1\n")
     found = stale()
-    assert set(found.values()) == {"code that it uses has changed"}
+    assert set(found.values()) == {"code or data that it uses has changed"}
     assert {"03_msm", "05_pipeline", "10_main_results"} <= set(found)
     assert "06_metrics" in found  # its maps come from the pipeline
+
+
+def test_a_measured_table_makes_stale_what_shows_it(tree):
+    add(tree / "benchmarks/results/scale_time.csv", "4000,exact,1.0\n")
+    assert stale() == {"22_scale": "code or data that it uses has changed"}
 
 
 def test_other_libraries_are_a_reason_to_execute_again(tree, monkeypatch):

@@ -6,7 +6,10 @@ Returns, Raises) stay with napoleon; this only keeps reStructuredText from readi
 
 A chapter has the number of its file: notebooks/09_few_shot is chapter 9, and its figures are 9.1, 9.2 and so on.
 
-Long names break after a dot, an underscore or a bracket, never inside of a word.
+Long names break after a dot, an underscore or a bracket, never inside of a word; options (--max-memory) stay whole.
+
+An equation has the paper's number, or its chapter's and its own, by \\tag: Eq. 3, Eq. 2.1. Wherever prose names one, it
+leads there; a number that no page has fails the build.
 """
 
 from __future__ import annotations
@@ -24,6 +27,11 @@ BETWEEN = re.compile(
     re.S,
 )
 JOINT = re.compile(r"(?<=[^\W_])([._/=:,]|\()(?=[^\W\d])")
+TAG = re.compile(r"\\tag\{([\d.]+)\}")
+NUMBER = r"\d+(?:\.\d+)?"
+EQUATION = re.compile(rf"(?P<first>Eq\. ?(?P<number>{NUMBER}))(?:(?P<to>-|–| to | and )(?P<last>{NUMBER})\b)?")
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+SOLUTION = re.compile(r"(?<=>Solution to)(<a [^>]*>) ")
 SPECIAL = re.compile(r"[*|]|(?<=\w)_(?!\w)")
 
 
@@ -59,14 +67,55 @@ def numbered(app: Any, env: Any) -> list[str]:
     return sorted(env.found_docs)
 
 
+def equations(app: Any, doctree: Any) -> None:
+    """Every equation is an anchor, and every mention a link to it. Docstrings name those of other papers, too."""
+    from docutils import nodes
+    from sphinx import addnodes
+
+    docname = app.env.docname
+    if app.builder.format != "html" or docname.startswith("book/api/"):
+        return
+    for block in doctree.findall(nodes.math_block):
+        for number in TAG.findall(block.astext()):
+            block["ids"].append(anchor(number))
+            app.env.get_domain("std").anonlabels[anchor(number)] = (docname, anchor(number))
+
+    def link(text: str, number: str) -> Any:
+        settings = {"refdomain": "std", "reftype": "ref", "reftarget": anchor(number), "refdoc": docname}
+        shown = nodes.inline("", text, classes=["std", "std-ref"])
+        return addnodes.pending_xref("", shown, refexplicit=True, refwarn=True, **settings)
+
+    leave = (nodes.literal, nodes.FixedTextElement, nodes.reference, nodes.title, nodes.math, addnodes.pending_xref)
+    for text in [t for t in doctree.findall(nodes.Text) if EQUATION.search(t)]:
+        around, node = [], text
+        while node.parent is not None:
+            around.append(node := node.parent)
+        if any(isinstance(node, leave) for node in around):
+            continue
+        parts, end = [], 0
+        for match in EQUATION.finditer(text):
+            parts += [nodes.Text(text[end : match.start()]), link(match["first"], match["number"])]
+            if match["last"]:
+                parts += [nodes.Text(match["to"]), link(match["last"], match["last"])]
+            end = match.end()
+        text.parent.replace(text, [*parts, nodes.Text(text[end:])])
+
+
+def anchor(number: str) -> str:
+    return f"equation-{number.replace('.', '-')}"
+
+
 def breakable(app: Any, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Allow long names in the text to go on in the next line, after each of their parts."""
 
     def mark(match: re.Match[str]) -> str:
-        return match[0] if match["text"] is None else ">" + JOINT.sub(r"\1<wbr>", match["text"])
+        if match["text"] is None:
+            return match[0]
+        return ">" + OPTION.sub(r'<span class="whole">\g<0></span>', JOINT.sub(r"\1<wbr>", match["text"]))
 
     if "body" in context:
-        context["body"] = BETWEEN.sub(mark, context["body"])
+        body = SOLUTION.sub(r" \1", context["body"])  # a link that begins with a space underlines it
+        context["body"] = BETWEEN.sub(mark, body)
 
 
 def without_thebe(app: Any, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -97,6 +146,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", process, priority=100)
     app.connect("env-get-updated", numbered, priority=900)  # after Sphinx's own numbers
     app.connect("source-read", with_status)
+    app.connect("doctree-read", equations)
     app.connect("html-page-context", without_thebe, priority=900)
     app.connect("html-page-context", breakable)
     from tools import course_quiz

@@ -61,6 +61,17 @@
     }
   }
 
+  // Docstrings name the equations of their own papers.
+  function equations() {
+    if (location.pathname.includes("/api/")) return;
+    for (const math of all("div.math"))
+      if (!math.querySelector("mjx-labels, .eqno")) fault("no equation number", short(math.textContent));
+    for (const [node, parent] of pieces) {
+      if (parent.closest(`a, h1, h2, h3, h4, .quizzes, .output, ${CODE}`)) continue;
+      for (const name of node.data.match(/\bEq\. ?\d[\d.]*/g) ?? []) fault("dead equation", `${name} in: ${short(parent.textContent)}`);
+    }
+  }
+
   function chapter() {
     const number = location.pathname.match(/\/notebooks\/(\d\d)_[^/]*$/);
     if (!number) return;
@@ -131,7 +142,7 @@
       range.selectNodeContents(node);
       const address = /^https?:/.test(parent.closest("a")?.textContent.trim() ?? "");  // which may break
       if (address || range.getClientRects().length < 2) continue;
-      for (const word of node.data.matchAll(/[\p{L}\p{N}]{2,}/gu)) {
+      for (const word of node.data.matchAll(/--[a-z][\w-]*|[\p{L}\p{N}]{2,}/gu)) {
         range.setStart(node, word.index);
         range.setEnd(node, word.index + word[0].length);
         const rows = new Set([...range.getClientRects()].map((r) => Math.round(r.top)));
@@ -177,7 +188,7 @@
   for (const fold of all("details")) fold.open = true;
   for (const fold of all(".toggle-hidden")) fold.classList.remove("toggle-hidden");
 
-  if (!look.phone && !look.dark) [words, cells, pictures, chapter].forEach((check) => check());
+  if (!look.phone && !look.dark) [words, cells, pictures, equations, chapter].forEach((check) => check());
   if (look.dark)
     for (const image of all("img")) if (style(image).filter !== "none") fault("dimmed picture", short(image.alt));
   if (!look.dark) [clipped, split].forEach((check) => check());

@@ -34,6 +34,8 @@ FAULTS = {
     "dead link": "a page or an anchor of the book that is not there",
     "placeholder": "a word that waits to be replaced: OWNER, TODO, SOME_TABLE, {{ }}, an unread {role}`",
     "raw formula": "TeX that is not shown as a formula",
+    "no equation number": "a displayed equation without a number",
+    "dead equation": "an equation that is named and cannot be followed",
     "two numbers": "a caption with a second number after its own",
     "long cell": "a visible cell of more than 30 lines",
     "wide code": "code of more than 90 columns",

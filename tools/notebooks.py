@@ -36,13 +36,12 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
 RECORD = FOLDER / "execution.json"
 VERSIONS = ("musc", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "timm")
-# Files that a module reads, or imports only on some machines: whoever imports the module depends on them.
+# What a module reads by other means than Python's, or imports only on some machines: whoever imports it depends on it.
 READS = {
     "musc/backbones/embedded.py": "musc/backbones/*.safetensors",
-    "musc/plugin/agreement.py": "musc/plugin/*.csv",
-    "musc/reproduce/paper/__init__.py": "musc/reproduce/paper/*.csv",
     "musc/engines/__init__.py": "musc/engines/**/*.py",
 }
+GENERATED = ("_build", "results")  # folders of the root that runs write, and read again
 GPU = "musc/engines/gpu/"  # not what a machine without one computes with
 ENVIRONMENT = {"TQDM_DISABLE": "1", "PYTHONHASHSEED": "0", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
@@ -55,13 +54,22 @@ if importlib.util.find_spec("musc") is None:
 """
 INSTALL = '%pip install --quiet "musc @ git+{repository}"'
 CLONE = 'raise SystemExit("musc is not installed: run `pip install .` in the folder that holds its pyproject.toml")'
-# Run last, and not stored: which of our files the kernel loaded, and on what it ran.
+# Run first, and not stored: note every file that is opened for reading from here on (flags: O_RDONLY is 0).
+WATCH = """\
+import os as _o, sys as _s
+_opened = set()
+def _watch(event, args):
+    if event == "open" and isinstance(args[0], (str, _o.PathLike)) and not args[2] & 3:
+        _opened.add(_o.path.abspath(_o.fspath(args[0])))
+_s.addaudithook(_watch)
+"""
+# Run last, and not stored: which of our files the kernel loaded and read, and on what it ran.
 PROBE = """\
 import json as _j, sys as _s
 _f = [m.__dict__.get("__file__") for m in list(_s.modules.values()) if hasattr(m, "__dict__")]
 _t = _s.modules.get("torch")
 _g = _t.cuda.get_device_name() if _t is not None and _t.cuda.is_available() else None
-print(_j.dumps({"files": [f for f in _f if f], "gpu": _g}))\
+print(_j.dumps({"files": [f for f in _f if f], "opened": sorted(map(str, _opened)), "gpu": _g}))\
 """
 
 
@@ -108,12 +116,22 @@ def as_notebook(script: Path) -> Any:
 
 
 def fingerprint(script: Path, sources: list[str]) -> str:
-    """SHA-256 over the script, and over what every file of ours that its kernel loaded means (relative to the root)."""
+    """SHA-256 over the script, and over what every file of ours that its kernel used means (relative to the root)."""
     digest = hashlib.sha256(script.read_bytes())
     for name in sorted(sources):
         path = ROOT / name
-        digest.update(f"{name}\0{meaning(path) if path.is_file() else 'missing'}\0".encode())
+        digest.update(f"{name}\0{_meaning(path) if path.is_file() else 'missing'}\0".encode())
     return digest.hexdigest()
+
+
+def _meaning(path: Path) -> str:
+    """Of code, `meaning`; of a table, its lines however they end; of JSON, its values; of any other file, its bytes."""
+    if path.suffix not in (".csv", ".json"):
+        return meaning(path)
+    content = path.read_bytes().replace(b"\r\n", b"\n")
+    if path.suffix == ".json":
+        content = json.dumps(json.loads(content)).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def libraries() -> dict[str, str | None]:
@@ -142,7 +160,7 @@ def stale(script: Path, *, elsewhere: bool = False) -> str | None:
     if [_outline(c) for c in done.cells] != [_outline(c) for c in as_notebook(script).cells]:
         return "its script has changed"
     if fingerprint(script, stamp["sources"]) != stamp["fingerprint"]:
-        return "code that it uses has changed"
+        return "code or data that it uses has changed"
     if not elsewhere and (other := {k for k, v in libraries().items() if v != stamp["libraries"].get(k)}):
         return f"executed with another version of {', '.join(sorted(other))}"
     return None
@@ -186,6 +204,7 @@ def execute(script: Path) -> dict[str, Any]:
 
     clean = as_notebook(script)
     trial = as_notebook(script)
+    trial.cells[1].source = WATCH + trial.cells[1].source  # the set-up cell: the counts of the others stay
     trial.cells.append(v4.new_code_cell(PROBE))
     begun, start = time.time(), time.perf_counter()
     ran = run(trial, None, cwd=script.parent)
@@ -196,7 +215,7 @@ def execute(script: Path) -> dict[str, Any]:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = _tidy(result.outputs), result.execution_count
             _refuse(cell)
-    sources = _ours(probe["files"], gpu=probe["gpu"] is not None)
+    sources = _ours(probe["files"], probe["opened"], gpu=probe["gpu"] is not None)
     if edited := [name for name in sources if (ROOT / name).stat().st_mtime > begun]:
         raise NotebookError(f"{', '.join(edited)} changed while it ran: execute it again.")
     clean.metadata.musc["execution"] = {
@@ -237,11 +256,13 @@ def _refuse(cell: Any) -> None:
             raise NotebookError(f"this cell's output names a path of this machine ({ROOT}):\n{cell.source}")
 
 
-def _ours(files: list[str], *, gpu: bool) -> list[str]:
-    """Loaded files that lie in the repository, and the files that those read; relative to the root, sorted."""
-    below = {Path(f).resolve() for f in files}
-    mine = {p.relative_to(ROOT).as_posix() for p in below if p.suffix == ".py" and p.is_relative_to(ROOT)}
-    mine = {name for name in mine if not name.startswith(".")}  # .venv
+def _ours(files: list[str], opened: list[str], *, gpu: bool) -> list[str]:
+    """Modules and data files of the repository among those loaded and opened; relative to the root, sorted."""
+    modules = {path for f in files if (path := Path(f).resolve()).suffix == ".py"}
+    data = {path for f in opened if (path := Path(f).resolve()).suffix not in (".py", ".pyc") and path.is_file()}
+    below = {p.relative_to(ROOT) for p in modules | data if p.is_relative_to(ROOT)}
+    below -= {p for p in below if p.parts[0] in GENERATED or any(part.startswith(".") for part in p.parts)}  # .venv
+    mine = {p.as_posix() for p in below}
     for module, pattern in READS.items():
         if module in mine:
             mine |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)}
