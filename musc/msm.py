@@ -258,27 +258,26 @@ def stage_rows(
     engines.check_stage(tokens, s.degrees, references, s.precision, s.position_window, s.block)
     (N, M, C), R = tokens.shape, 0 if references is None else len(references)
     plan = None if pool is None and N + R > 1 else plan_pool(N, R, pool, s.seed)
-    shape = lnamd.square_grid(M, s.grid)
-    J = plan.J if plan else N - 1 + R
+    shape, J = lnamd.square_grid(M, s.grid), plan.J if plan else N - 1 + R
     problem = memory.Problem(tokens.device, tokens.dtype, N, N + R, J, shape, C, s.degrees)
     cut = memory.cut(problem, s.max_bytes, s.block, on_disk=s.scratch is not None)
     for p in range(N + R):
         engines.check_finite(_images(tokens, references)(p), p, N)
-    order = plan.seats if plan else list(range(N + R))
-    plan, image = plan.seated() if plan else None, _images(tokens, references, order)
+    plan, order = (plan.seated(), plan.seats) if plan else (None, list(range(N + R)))
+    image = _images(tokens, references, order)
 
     def compare(local: Callable[[int], Tensor], part: Plan, out: Tensor, progress: bool = False) -> None:
-        size = cut.block if cut else s.block
-        engines.compare(local, part, s.degrees, shape, out, s.precision, size, s.position_window, progress, new=0)
+        size, window = cut.block if cut else s.block, s.position_window
+        engines.compare(local, part, s.degrees, shape, out, s.precision, size, window, progress, new=0)
 
     if cut is None or (cut.group >= N and cut.band >= N):
-        out = torch.empty(len(s.degrees), N, J, M, dtype=_wide(tokens.dtype), device=tokens.device)
-        compare(image, plan or plan_pool(N, R), out, s.progress)
-        yield order[:N], out
+        rows = torch.empty(len(s.degrees), N, J, M, dtype=_wide(tokens.dtype), device=tokens.device)
+        compare(image, plan or plan_pool(N, R), rows, s.progress)
+        yield order[:N], rows
         return
-    slots = all_others(N) if plan is None else planned(plan)
+    slots, folder = all_others(N) if plan is None else planned(plan), None if s.scratch is None else Path(s.scratch)
     with tqdm(total=N, desc="images", unit="image", disable=None if s.progress else True) as bar:
-        for images, rows in completed(image, problem, slots, cut, compare, Path(s.scratch) if s.scratch else None):
+        for images, rows in completed(image, problem, slots, cut, compare, folder):
             yield order[images.start : images.stop], rows
             bar.update(len(images))
 
