@@ -19,6 +19,7 @@ from torch import Tensor
 
 from musc import msm
 from musc.backbones import AUTO, Backbone, choose_backbone, load_backbone, resolve_device, resolve_devices
+from musc.backbones.quantized import in_int8
 from musc.config import MuScConfig
 from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample
@@ -73,7 +74,7 @@ class MuSc:
             name = backbone.spec.name if backbone is not None else choose_backbone(self.config.weights)
             self.config = self.config.replace(backbone=name)
         if backbone is not None:
-            self.backbone = backbone
+            self.backbone = in_int8(backbone) if self.config.backbone_precision == "int8" else backbone
         self.cache = Path(cache) if cache else None
         self.progress = progress
         self.device = resolve_device(self.config.device)
@@ -110,7 +111,8 @@ class MuSc:
         """The frozen network of the configuration, on its device; with "short:448" for squares, until `fitted`."""
         c = self.config
         size = short_side(c.image_size) if isinstance(c.image_size, str) else c.image_size
-        return load_backbone(c.backbone, weights=c.weights, image_size=size, stages=c.stages, device=self.device)
+        found = load_backbone(c.backbone, weights=c.weights, image_size=size, stages=c.stages, device=self.device)
+        return in_int8(found) if c.backbone_precision == "int8" else found
 
     @property
     def map_size(self) -> Size:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from musc import MuSc, features
-from musc.backbones import Backbone, load_backbone
+from musc.backbones import Backbone, load_backbone, quantized
 from musc.datasets.base import Sample
 from musc.decoding import Preparation, read_ahead
 from musc.errors import ConfigError, DataError
@@ -248,3 +248,26 @@ def test_the_bar_counts_images_whose_tokens_are_there(samples, counting, photos,
     monkeypatch.setattr(features.tqdm, "update", lambda bar, n=1: (seen.append((n, counting.images)), plain(bar, n)))
     extract(samples, counting, workers=0, batch_size=2)
     assert seen == [(2, 2), (1, 2), (2, 4), (1, 5)]
+
+
+def test_linear_layers_in_int8_give_other_tokens_that_are_near(samples, tiny_config, tiny_backbone, tmp_path):
+    config = tiny_config.replace(backbone_precision="int8", device="cpu")
+    rounded, plain = MuSc(config, backbone=tiny_backbone, cache=tmp_path), MuSc(tiny_config, backbone=tiny_backbone)
+    found, expected = rounded.features(samples), plain.features(samples)
+    for ours, theirs in zip(found.patch_tokens, expected.patch_tokens, strict=True):
+        assert torch.nn.functional.cosine_similarity(ours, theirs, dim=-1).min() > 0.99
+        assert not torch.equal(ours, theirs)
+    assert rounded.backbone.weights_id == "random-seed0, int8"  # so that caches and results are others
+    assert tiny_backbone.weights_id == "random-seed0"
+    assert quantized.in_int8(rounded.backbone) is rounded.backbone
+    larger = load_backbone("deit_tiny_patch16_224", weights="random", image_size=32)
+    assert quantized.in_int8(larger).resized(64).weights_id == "random-seed0, int8"
+    larger.device = torch.device("cuda")
+    with pytest.raises(ConfigError, match="int8' is for the CPU, and the network is on cuda"):
+        quantized.in_int8(larger)
+
+
+def test_a_torch_that_has_given_int8_up(tiny_backbone, monkeypatch):
+    monkeypatch.delattr(torch.ao.quantization, "quantize_dynamic")
+    with pytest.raises(ConfigError, match=r"torch .* cannot do that here .*choose float32"):
+        quantized.in_int8(tiny_backbone)

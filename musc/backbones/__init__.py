@@ -74,19 +74,19 @@ class Backbone:
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.grids = spec.grids(image_size, stages)
         self._run = networks.runner(spec)
-        self._again = again
+        self.again = again
 
     def resized(self, image_size: Size) -> Backbone:
         """The same network for another input size, its position embedding fitted anew: from the stored one, which is
         read again. Raises ConfigError where the size does not work, or this backbone came from no file."""
         if self.spec.check_image_size(image_size) == self.image_size:
             return self
-        if self._again is None:
+        if self.again is None:
             raise ConfigError(
                 f"image_size = {written(image_size)}: this {self.spec.name} was built for {written(self.image_size)}. "
                 "Load it by `load_backbone` with that size."
             )
-        return self._again(image_size)
+        return self.again(image_size)
 
     @property
     def mean(self) -> tuple[float, float, float]:
