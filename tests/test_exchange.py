@@ -1,7 +1,9 @@
 """anomalib's and FiftyOne's formats, as they document them: what we write, and what we read of them."""
 
 import json
+import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -57,6 +59,48 @@ def test_anomalib_reads_our_folder_and_fields(saved, tmp_path):
     again = load_category("folder", out)  # and our own reader, which knows that layout
     assert [s.label for s in again] == [1, 1, 0, 0, 0, 0, 0]
     assert again.has_masks
+
+
+ANOMALIB = """
+import json, sys
+import numpy as np
+from anomalib.data import Folder, NumpyImageBatch
+
+root = sys.argv[1]
+data = Folder(name="parts", root=root, normal_dir="normal", abnormal_dir="abnormal", mask_dir="mask", num_workers=0)
+data.setup()
+found = {}
+for part in (data.train_data, data.test_data, getattr(data, "val_data", None)):
+    for item in part or ():
+        mask = None if item.gt_mask is None else [*item.gt_mask.shape, float(item.gt_mask.sum())]
+        found[item.image_path.rpartition("/")[2]] = [int(item.gt_label), [*item.image.shape], mask]
+with np.load(root + "/predictions.npz", allow_pickle=False) as arrays:
+    fields = {name: arrays[name] for name in arrays.files}
+fields["image_path"] = fields["image_path"].tolist()
+fields["image"] = np.zeros((len(fields["pred_score"]), 90, 60, 3), dtype=np.float32)
+batch = NumpyImageBatch(**fields)
+print(json.dumps({"found": found, "batch": [batch.batch_size, *batch.anomaly_map.shape[:1]]}))
+"""
+
+
+@pytest.mark.nightly
+def test_anomalib_itself_reads_our_folder_and_fields(saved, tmp_path):
+    """Its own data module and batch, in an environment of its own: MUSC_ANOMALIB_PYTHON is an interpreter that imports
+    anomalib 2. (FiftyOne wants a database at work, and was not tried.)"""
+    interpreter = os.environ.get("MUSC_ANOMALIB_PYTHON")
+    if not interpreter:
+        pytest.skip("set MUSC_ANOMALIB_PYTHON to a Python that has anomalib")
+    result = MuScResult.load(saved)
+    out = export(result, tmp_path / "out", "anomalib")
+    done = subprocess.run([interpreter, "-c", ANOMALIB, str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    flagged = {name.replace("/", "_"): int(d) for name, d in zip(result.paths, result.decisions, strict=True)}
+    assert {name: label for name, (label, _, _) in answer["found"].items()} == flagged
+    for name, (label, shape, mask) in answer["found"].items():
+        assert shape == [3, 60, 90], name
+        assert (mask is not None and mask[-1] > 0) == bool(label), name
+    assert answer["batch"] == [7, 7]
 
 
 def test_fiftyone_reads_our_json(saved, tmp_path):

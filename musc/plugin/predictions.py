@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from musc.datasets.words import kind
 from musc.errors import ConfigError, DataError
 
 FIELDS = {"image_path": "path", "pred_score": "score", "gt_label": "label"}  # anomalib's names and ours
-ANOMALOUS = ("anomalous", "anomaly", "abnormal", "bad", "defect", "defective")
 
 
 def is_predictions(path: Path) -> bool:
@@ -135,7 +135,7 @@ def _score(target: Mapping[str, Any], path: Path, name: str) -> float:
     confidence = target.get("confidence")
     if not isinstance(confidence, int | float):
         raise DataError(f"{path}: {name} has no confidence, and so no score: export the predictions with it.")
-    return confidence if str(target.get("label")).lower() in ANOMALOUS else 1 - confidence
+    return confidence if kind(str(target.get("label"))) == "bad" else 1 - confidence
 
 
 def _is_map(value: Any) -> bool:

@@ -11,21 +11,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from musc.datasets.words import kind
 from musc.errors import DataError
 from musc.plugin.predictions import FIELDS, is_predictions, read_predictions
 
 RAW, PLAIN = "raw_score", "score"  # columns that are scores, the first found counts
 SEPARATORS = ",;\t|"
-NORMAL = ("0", "0.0", "false", "good", "ok", "normal", "negative", "pass", "clean")
-ANOMALOUS = ("1", "1.0", "true", "bad", "ko", "ng", "nok", "anomalous", "anomaly", "abnormal", "defect", "defective",
-             "positive", "fail")  # fmt: skip
+LABELS = {"0": 0, "0.0": 0, "false": 0, "negative": 0, "1": 1, "1.0": 1, "true": 1, "positive": 1}  # besides `words`
 
 
 def read_score_table(path: Path, column: str | None = None) -> tuple[pd.DataFrame, str, list[str]]:
     """The table, the name of its column of scores, and notes on how it was read.
 
-    The columns path and score, and perhaps label and category, are found in any case; labels may be words (NORMAL,
-    ANOMALOUS). A separator at the end of every line is no column.
+    The columns path and score, and perhaps label and category, are found in any case; labels may be words (LABELS,
+    `musc.datasets.words`). A separator at the end of every line is no column.
 
     Raises:
         DataError: no such file, no text, a line with more or fewer cells than the header, a column that is missing, a
@@ -50,7 +49,8 @@ def read_score_table(path: Path, column: str | None = None) -> tuple[pd.DataFram
     table[column] = _numbers(table, column, path)
     if "label" in table:
         labels = table["label"].str.strip().str.lower()
-        table["label"] = labels.map({**dict.fromkeys(NORMAL, 0), **dict.fromkeys(ANOMALOUS, 1)})
+        kinds = {"good": 0, "bad": 1}
+        table["label"] = labels.map({word: LABELS.get(word, kinds.get(kind(word) or "")) for word in set(labels)})
         if (unknown := table["label"].isna()).all():
             if (said := sorted(set(labels) - {""})) != []:
                 notes.append(f"labels such as {said[0]!r} say neither normal nor anomalous: no metrics.")
