@@ -198,7 +198,8 @@ class Against:
         warned = earlier.config.consistency == "warn"  # which changes no score
         config = earlier.config.replace(consistency="off") if warned else earlier.config
         tiles = config.tiles  # which `musc.run` has cut too; a stream holds whole images
-        config = _streamable(config.replace(subsets=1, tiles=1, references=0, device=device)).replace(tiles=tiles)
+        config = config.replace(subsets=1, tiles=1, references=0, neighbours="exact", device=device)
+        config = _streamable(config).replace(tiles=tiles)
         self.earlier, self.musc = earlier, MuSc(config, cache=place, progress=progress)
         if self.musc.backbone.weights_id != earlier.weights:
             raise ConfigError(
@@ -380,9 +381,5 @@ def _streamable(config: MuScConfig) -> MuScConfig:
         raise ConfigError(
             f"image_size = {config.image_size!r} looks at all images at once: give (rows, columns), such as (448, 896)."
         )
-    if config.subsets > 1 or config.tiles > 1 or config.consistency != "off":
-        raise ConfigError(
-            f"subsets = {config.subsets}, tiles = {config.tiles}, consistency = {config.consistency!r}: they need all "
-            'images at once. New images and streams want 1, 1 and "off".'
-        )
+    config.check_unused(("subsets", "tiles", "neighbours", "consistency"), "streams: it needs all images at once")
     return config

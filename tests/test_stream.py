@@ -176,6 +176,19 @@ def test_settings_that_need_a_batch_are_refused(tiny_config):
         Stream(MuSc(tiny_config.replace(references=2)))
     with pytest.raises(ConfigError, match="consistency = 'warn'"):
         Stream(MuSc(tiny_config.replace(consistency="warn")))
+    with pytest.raises(ConfigError, match="neighbours = 2 is not for streams: it needs all images at once"):
+        Stream(MuSc(tiny_config.replace(neighbours=2)))
+
+
+def test_a_new_image_is_scored_by_the_whole_pool_where_that_compared_look_alikes(
+    photos, tmp_path, tiny_config, tiny_backbone, loaded
+):
+    *paths, new = sorted(photos.iterdir())
+    found = {}
+    for few in ("exact", 2):
+        musc = MuSc(tiny_config.replace(neighbours=few), backbone=tiny_backbone, cache=tmp_path / "cache")
+        found[few] = score_against([new], musc.run(paths), device="cpu")
+    np.testing.assert_array_equal(found[2].anomaly_maps, found["exact"].anomaly_maps)
 
 
 def test_a_new_image_is_scored_as_in_a_batch_with_the_pool(musc, photos, tmp_path, loaded):

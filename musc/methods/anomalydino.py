@@ -2,8 +2,8 @@
 
 Its paper uses DINOv2 ViT-S/14 at a short side of 448 or 672 pixels, the tokens of the last block after the final norm.
 Here it gets those of the last stage that is loaded, which pass the final norm for DINO and DINOv2 alone. Its optional
-foreground mask, from the first principal component of the tokens, is left out (MuSc has one like it in `scoring.roi`),
-and images keep one orientation.
+foreground mask, from the first principal component of the tokens, is left out (MuSc has one like it in
+`scoring.foreground`), and images keep one orientation.
 """
 
 from __future__ import annotations
