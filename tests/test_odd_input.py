@@ -337,7 +337,14 @@ def photograph(path, seed=0):
 
 def test_our_own_pictures_are_no_photographs(tmp_path):
     """OUT may lie in the folder of the images: what `watch`, `compare` and `reproduce` draw is not scored."""
-    for name in ("a.png", "b.png", "comparison.png", "table_1.png", "watch/new/overlays/x.png.png"):
+    for name in (
+        "a.png",
+        "b.png",
+        "comparison.png",
+        "table_1.png",
+        "table_1_stand_in.png",
+        "watch/new/overlays/x.png.png",
+    ):
         photograph(tmp_path / name)
     for name in ("comparison.csv", "table_1.csv"):
         (tmp_path / name).write_text("method\n")

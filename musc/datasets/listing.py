@@ -30,7 +30,8 @@ SYSTEM = frozenset(["thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__maco
                     "$recycle.bin", "system volume information", "picasa.ini"])  # fmt: skip
 RESULT_FIELDS = {"format", "fingerprint", "config", "weights"}  # of the result.json of a `MuScResult`
 WATCH_FIELDS = {"folder", "against"}  # of the watch.json of `Watch`
-OUR_PLOTS = re.compile(r"(comparison|(table|figure)_\d+)\.png")  # of `musc compare` and `reproduce`, beside a CSV file
+# What `musc compare` and `musc reproduce` draw, where the table of that name lies beside it.
+OUR_PLOTS = re.compile(r"(comparison|(?:table|figure)_\d+)(_stand_in)?\.png")
 NAMED = 6  # groups of left-out files that are named
 
 
@@ -110,7 +111,7 @@ class Listing:
             name = relative(path, self.base)
             self.skipped.append(Skipped(name, f"{name} is a pipe, socket or device, and is left out."))
         names = {f.name for f in files}
-        images = [f for f in files if is_image(f) and not (OUR_PLOTS.fullmatch(f.name) and f"{f.stem}.csv" in names)]
+        images = [f for f in files if is_image(f) and not _is_our_plot(f, names)]
         kept = set(images)
         self.other += [f for f in files if f not in kept]
         return images
@@ -221,6 +222,11 @@ def no_images(folder: Path, left_out: Sequence[Skipped]) -> str:
     _, files = entries(folder)
     other = f"; it does hold {printable(files[0].name)}, and other formats must be converted first" if files else ""
     return f"{text}{other}. Name a folder with at least two images of one product."
+
+
+def _is_our_plot(file: Path, names: set[str]) -> bool:
+    found = OUR_PLOTS.fullmatch(file.name)
+    return found is not None and f"{found[1]}.csv" in names
 
 
 def _is_hidden(name: str) -> bool:
