@@ -24,7 +24,7 @@ from musc.config import MuScConfig
 from musc.datasets import Images, as_category
 from musc.datasets.base import Category, Sample
 from musc.datasets.copies import copies, copies_note
-from musc.datasets.images import content_key
+from musc.datasets.images import content_key, frames_note
 from musc.datasets.proportions import input_size
 from musc.datasets.values import ValueRange, value_range
 from musc.distributed import check_shared, devices
@@ -185,7 +185,9 @@ class MuSc:
         summaries = [summary for f in every if (summary := f.summary()) is not None]
         keys = [k for f in every for k in f.keys]
         found = copies(images_read, keys, torch.cat(summaries) if summaries else None)
-        notes = [*values.notes, *copies_note(images_read, found), *roi.notes(self.config.roi, features)]
+        paged = frames_note([*category.samples, *(pool or ())])
+        copied = copies_note(images_read, found)
+        notes = [*values.notes, *paged, *copied, *roi.notes(self.config.roi, features)]
         own: Tensor | None = None
         with _timed(timings, "mutual scoring" if self.config.mutual else self.config.method):
             if self.config.mutual:

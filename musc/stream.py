@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from musc.config import MuScConfig
-from musc.datasets import Images, as_category
+from musc.datasets import Images, as_category, located
 from musc.datasets.base import Category, Sample, Skipped
 from musc.datasets.proportions import sizes_of, squashed
 from musc.datasets.values import value_range
@@ -258,6 +258,8 @@ class Against:
             joint = torch.cat([torch.from_numpy(earlier.raw_image_scores), raw[i : i + 1]])
             tokens = None
             if class_tokens is not None and earlier.class_tokens is not None:
+                if class_tokens.shape[1] != earlier.class_tokens.shape[1]:
+                    raise DataError(f"class_tokens.npy of {earlier.category} is of another network: run it again.")
                 tokens = torch.cat([torch.from_numpy(earlier.class_tokens), class_tokens[i : i + 1].float()])
             final, notes = self.musc.rescored(joint, tokens)
             scores[i] = final[-1]
@@ -306,13 +308,13 @@ def _pool(earlier: MuScResult, keys: list[str], names: list[str], musc: MuSc) ->
             return stored(keys, names, musc.backbone, musc.cache, half)
         except DataError as error:
             missing = error
-    files = [Path(earlier.root, name) for name in names]
-    if not all(file.is_file() for file in files):
+    again = located(names, earlier.dataset, earlier.root) if earlier.root else {}
+    if len(again) < len(names):
         remedy = ": " if tiled else " either: give --cache, or "
         raise DataError(
             f"{missing} Its images are not where they were{remedy}run them again with --force."
         ) from missing
-    found = musc.features([Sample(name, file) for name, file in zip(names, files, strict=True)])
+    found = musc.features([again[name] for name in names])
     if list(found.keys) != keys:
         changed = next(n for n, k in zip(names, keys, strict=True) if k not in found.keys)
         raise DataError(f"{changed} has changed since {earlier.category} was scored: run that again.")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from musc import MuScResult, cli, config, rscin
 from musc.backbones import resolve_device
 from musc.backbones.weights import read_state_dict
 from musc.cli.options import place
+from musc.datasets import Sample, load_category
+from musc.datasets.images import frames_note
+from musc.datasets.words import kind
 from musc.errors import ConfigError, ResultError, WeightsError
+from musc.plugin.exports import export
+from musc.results.evaluation import read_truth
 from musc.results.thresholds import robust
 
 
@@ -281,3 +288,118 @@ def test_arrays_that_do_not_fit(saved, file, array):
     np.save(saved / f"{file}.npy", array)
     with pytest.raises(ResultError, match=rf"{file}\.npy"):
         MuScResult.load(saved)
+
+
+def process(tmp_path, *words, **options):
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run([sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True, **options)
+
+
+WRONG_WORDS = """
+import sys
+from musc import cli
+for words in ("run nothing", "evaluate nothing", "compare nothing", "datasets nothing", "run . --degrees 2",
+              "score nothing.png --against .", "score . --against nothing", "watch . --against nothing",
+              "report nothing", "export nothing --format anomalib --out x", "threshold nothing",
+              "rscin nothing.csv --class-tokens t.npz"):
+    assert cli.main(words.split()) == 1, words
+    assert not {"torch", "scipy", "pandas"} & set(sys.modules), words
+"""
+
+
+def test_wrong_words_need_no_torch(tmp_path):
+    """An error comes at once: torch, scipy and the rest take seconds to import."""
+    done = process(tmp_path, "-c", WRONG_WORDS)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 12
+
+
+def test_closed_streams_and_a_working_folder_that_is_gone(tmp_path):
+    assert process(tmp_path, "-m", "musc", "cache", preexec_fn=lambda: os.close(1)).returncode == 1
+    assert (
+        process(
+            tmp_path, "-m", "musc", "--version", preexec_fn=lambda: (os.close(1), os.close(2), os.close(0))
+        ).returncode
+        == 0
+    )
+    (tmp_path / "gone").mkdir()
+    done = process(tmp_path / "gone", "-m", "musc", "backbones", preexec_fn=lambda: Path.cwd().rmdir())
+    assert done.returncode == 1
+    assert "the working folder is gone" in done.stderr
+
+
+def photograph(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_our_own_pictures_are_no_photographs(tmp_path):
+    """OUT may lie in the folder of the images: what `watch`, `compare` and `reproduce` draw is not scored."""
+    for name in (
+        "a.png",
+        "b.png",
+        "comparison.png",
+        "table_1.png",
+        "table_1_stand_in.png",
+        "watch/new/overlays/x.png.png",
+    ):
+        photograph(tmp_path / name)
+    for name in ("comparison.csv", "table_1.csv"):
+        (tmp_path / name).write_text("method\n")
+    (tmp_path / "watch/new/watch.json").write_text('{"folder": "/new", "against": "f"}')
+    assert [s.name for s in load_category(None, tmp_path)] == ["a.png", "b.png"]
+    (tmp_path / "comparison.csv").unlink()  # of somebody's own
+    assert "comparison.png" in [s.name for s in load_category(None, tmp_path)]
+
+
+def test_images_of_several_pages(tmp_path):
+    first, other = (Image.open(photograph(tmp_path / f"{n}.png", n)) for n in (0, 1))
+    for name in ("pages.tif", "moving.gif", "moving.webp"):
+        first.save(tmp_path / name, save_all=True, append_images=[other])
+    first.save(tmp_path / "phone.mpo", save_all=True, append_images=[other])
+    (note,) = frames_note(load_category(None, tmp_path).samples)
+    assert note.startswith("3 images have several frames or pages (moving.gif, moving.webp, pages.tif)")
+
+
+def test_export_of_images_that_share_a_stem(saved, tmp_path):
+    """anomalib finds a mask by its image's stem: three images 3.* had one mask, and a/b.png lost its suffix."""
+    result = MuScResult.load(saved)
+    names = ("3.bmp", "3.png", "a/b.png", "a_b.png")
+    for n, name in enumerate(names):
+        photograph(tmp_path / "images" / name, n)
+    os.rename(tmp_path / "images/3.bmp", os.fsencode(tmp_path) + b"/images/3\xfc.bmp")
+    result.paths, result.root = ("3\\xfc.bmp", *names[1:]), str(tmp_path / "images")
+    result.decide(0.0)
+    export(result, tmp_path / "out", "anomalib")
+    images = sorted(path.stem for path in (tmp_path / "out/abnormal").iterdir())
+    assert images == sorted(path.stem for path in (tmp_path / "out/mask").iterdir())
+    assert len(set(images)) == 4
+    assert {path.suffix for path in (tmp_path / "out/abnormal").iterdir()} == {".png", ".bmp"}
+
+
+def test_masks_that_cannot_be_used_are_named(tmp_path):
+    samples = [Sample("0.png", photograph(tmp_path / "0.png"), 0, "good")]
+    small, wide = tmp_path / "small.png", tmp_path / "wide.png"
+    Image.new("L", (12, 12), 255).save(small)
+    Image.new("L", (24, 24), 255).save(wide)
+    image = photograph(tmp_path / "1.png", 1)
+    found = read_truth("folder", [*samples, Sample("1.png", image, 1, "bad", small)], 24)
+    assert "12 x 12 pixels, 1.png 24 x 24" in found.notes[0]
+    found = read_truth("folder", [*samples, Sample("1.png", image, 1, "bad", wide)], 24)
+    assert found.notes == [
+        "1 of 1 masks mark more than half of their image: white is anomalous; invert them if black is meant."
+    ]
+
+
+def test_words_of_other_languages():
+    pairs = [
+        ("良品", "欠陥"),
+        ("正常品", "不良"),
+        ("норма", "брак"),
+        ("dobre", "złe"),
+        ("bom", "ruim"),
+        ("iyi", "kusurlu"),
+    ]
+    assert [(kind(good), kind(bad)) for good, bad in pairs] == [("good", "bad")] * len(pairs)

@@ -55,6 +55,18 @@ output any more. Run an interrupted command again, and it goes on where it was.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code. Wrong words exit with 2, as argparse does."""
+    for name in (
+        "stdin",
+        "stdout",
+        "stderr",
+    ):  # one that is closed: no opened file must take its place
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+    try:
+        os.getcwd()
+    except OSError:
+        print("musc: the working folder is gone: change to another one.", file=sys.stderr)
+        return FAILED
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name that the terminal cannot show stops no run

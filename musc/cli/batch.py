@@ -9,7 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from musc.cli.data import add_data_options, add_reference_options, categories_of, check_references, references_of
+from musc.cli.data import (
+    add_data_options,
+    add_reference_options,
+    categories_of,
+    check_references,
+    references_of,
+    source_of,
+)
 from musc.cli.failures import report
 from musc.cli.options import add_scheduler_option, place
 from musc.cli.outputs import add_output_options, add_threshold_option, check_folder, print_notes, write_result
@@ -21,6 +28,15 @@ if TYPE_CHECKING:
     from musc.datasets.base import Category
     from musc.pipeline import MuSc
     from musc.results import MuScResult
+
+
+def unlabeled(category: Category) -> str:
+    """What is said of a category that is to be measured, and cannot be."""
+    name = next(sample.name for sample in category.samples if sample.label is None)
+    return (
+        f"{category.name} has images without labels, such as {name}: call the folders of normal and of anomalous "
+        "images good and bad, or use `musc run`, which needs no labels."
+    )
 
 
 def add_batch_options(sub: argparse.ArgumentParser) -> None:
@@ -43,10 +59,12 @@ class Batch:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from musc.results import thresholds
-
         self.args = args
         check_references(args)
+        source_of(args)
+        self.config = MuScConfig(**{"backbone": "auto", **given_settings(args)})
+        from musc.results import thresholds  # takes a second: what is wrong above is said before
+
         if args.threshold not in (None, "f1-max"):  # which depends on the labels of each category
             thresholds.check(args.threshold)
         if args.cache is not None and args.no_cache:
@@ -55,7 +73,6 @@ class Batch:
         check_folder(args.out, "--out")
         if self.cache is not None:
             check_folder(self.cache, "--cache")
-        self.config = MuScConfig(**{"backbone": "auto", **given_settings(args)})
         self.categories = categories_of(args)
 
     @cached_property
@@ -98,9 +115,7 @@ class Batch:
         for category in self.categories:
             try:
                 if needs_labels and category.samples and not category.labeled:
-                    raise ConfigError(
-                        f"{category.name} has images without labels: use `musc run`, or another --layout."
-                    )
+                    raise ConfigError(unlabeled(category))
                 result = self._result(category)
             except BrokenPipeError:
                 raise

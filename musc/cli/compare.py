@@ -7,7 +7,14 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from musc.cli.data import add_data_options, add_reference_options, categories_of, check_references, references_of
+from musc.cli.data import (
+    add_data_options,
+    add_reference_options,
+    categories_of,
+    check_references,
+    references_of,
+    source_of,
+)
 from musc.cli.failures import DONE
 from musc.cli.options import WORDS, Read, add_scheduler_option, place
 from musc.cli.outputs import RESULTS, check_folder
@@ -49,11 +56,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def compare(args: argparse.Namespace) -> int:
     """Measure, and leave compare.csv (by category), comparison.csv (by method) and comparison.png."""
-    from musc import compare as comparing
-    from musc.distributed.cluster import Cluster
-
     check_references(args)
     check_folder(args.out, "--out")
+    source_of(args)
+    from musc import compare as comparing  # takes seconds: wrong words are said before
+    from musc.distributed.cluster import Cluster
+
     cache = args.cache or args.out / ".cache"
     check_folder(cache, "--cache")
     categories = categories_of(args)

@@ -35,14 +35,16 @@ def source_of(args: argparse.Namespace) -> tuple[str | None, Path | None]:
         return "synthetic", None
     if args.layout == "synthetic":
         raise ConfigError(f"--layout synthetic: the built-in data set is in no folder; leave out {args.root}.")
+    if not Path(args.root).expanduser().exists():
+        raise ConfigError(f"{Path(args.root).expanduser().absolute()} does not exist: check the path.")
     return args.layout, Path(args.root)
 
 
 def categories_of(args: argparse.Namespace) -> list[Category]:
     """The categories that are asked for; no image is read. Raises ConfigError naming those that are not there."""
-    from musc.datasets import list_categories, load
-
     layout, root = source_of(args)
+    from musc.datasets import list_categories, load  # takes seconds: wrong words are said before
+
     if args.category:
         known = list_categories(layout, root)
         if unknown := [name for name in args.category if name not in known]:

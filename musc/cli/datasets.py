@@ -17,9 +17,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def datasets(args: argparse.Namespace) -> int:
     """The layouts, or the categories of a folder with their counts."""
-    from musc.datasets import LAYOUTS
-
     if args.root is None and args.layout is None:
+        from musc.datasets import LAYOUTS
+
         print("layouts: " + ", ".join(LAYOUTS) + "\nname a folder to see what would be read there")
         return DONE
     for category in categories_of(args):

@@ -36,10 +36,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def evaluate(args: argparse.Namespace) -> int:
     """Score, save, and print the seven metrics of every category and their mean."""
-    from musc.datasets import list_categories
+    batch = Batch(args)
+    from musc.datasets import list_categories  # takes seconds: wrong words are said before
     from musc.results.tables import metrics_table
 
-    batch = Batch(args)
     done = {category.name: result for category, result in batch.results(needs_labels=True)}
     results = {name: result for name, result in done.items() if result is not None}
     if not results:

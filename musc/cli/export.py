@@ -35,11 +35,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def export(args: argparse.Namespace) -> int:
     """Write the result with its decisions."""
-    from musc.plugin.exports import export as write
-    from musc.results import MuScResult
-
     check_folder(args.out, "--out")
     place = find_result(args.result, "RESULT")
+    from musc.plugin.exports import export as write  # takes a second: what is wrong above is said before
+    from musc.results import MuScResult
+
     result = MuScResult.load(place)
     if args.threshold is not None:
         result.decide(args.threshold)

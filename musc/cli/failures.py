@@ -36,6 +36,8 @@ def explain(error: Exception) -> str:
         return (
             f"out of memory ({first}): try --max-memory 1GiB, --subsets 2, --batch-size 1, or a smaller --image-size."
         )
+    if isinstance(error, UnicodeEncodeError):
+        return f"a name cannot be written in the system's encoding ({error.encoding}): set PYTHONUTF8=1 and try again."
     if isinstance(error, OSError):
         file = f"{error.filename}: " if error.filename else ""
         remedy = _REMEDIES.get(error.errno or 0, "try again; --verbose shows where it happened.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from musc.cli.failures import DONE
 from musc.cli.options import place
 from musc.cli.outputs import add_region_options, write_views, writing
-from musc.errors import ConfigError, MuscError
+from musc.errors import ConfigError
 
 if TYPE_CHECKING:
     from musc.datasets import Sample
@@ -38,10 +38,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def report(args: argparse.Namespace) -> int:
     """Write the views of every result, and the index over them."""
-    from musc.results import MuScResult
+    folders = list(dict.fromkeys(folder for path in args.results for folder in results_below(path)))
+    from musc.results import MuScResult  # takes a second: what is wrong above is said before
     from musc.results.report import PAGE
 
-    folders = list(dict.fromkeys(folder for path in args.results for folder in results_below(path)))
     for folder in folders:
         result = MuScResult.load(folder)
         with writing(folder):
@@ -75,20 +75,10 @@ def results_below(path: Path) -> list[Path]:
 
 def samples_of(result: MuScResult) -> tuple[Sample, ...]:
     """The images of a result, where they still are; those that are gone are left out."""
-    from musc.datasets import LAYOUTS, Sample, load_category
+    from musc.datasets import load_category, located
 
-    found: dict[str, Sample] = {}
-    try:
-        if result.dataset == "synthetic":
-            category = load_category("synthetic", name=result.category)
-            found = {sample.name: sample for sample in category.samples}
-        elif result.root:
-            layout = result.dataset if result.dataset in LAYOUTS else None
-            found = {sample.name: sample for sample in load_category(layout, result.root).samples}
-    except MuscError:  # moved, or a list of files and no category
-        pass
-    for name in result.paths:
-        for file in (Path(name), Path(result.root, name), Path(result.root, Path(name).name)):
-            if name not in found and file.is_file():
-                found[name] = Sample(name, file)
+    if result.dataset == "synthetic":
+        found = {sample.name: sample for sample in load_category("synthetic", name=result.category).samples}
+    else:
+        found = located(result.paths, result.dataset, result.root)
     return tuple(found[name] for name in result.paths if name in found)

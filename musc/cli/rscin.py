@@ -31,18 +31,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def rscin(args: argparse.Namespace) -> int:
     """Re-score a file; print the metrics before and after where it has labels."""
-    from musc.plugin import rescore_file
-
     if args.scores.is_dir():
         raise ConfigError(
             f"{args.scores} is a folder: name the file of the scores, such as {args.scores / 'scores.csv'}."
         )
+    for path in (args.scores, args.class_tokens):
+        if not path.exists():
+            raise ConfigError(f"{path} is not there: check the path.")
     out = args.out or args.scores.with_name(f"{args.scores.stem}_rscin.csv")
     if out.resolve() == args.scores.resolve():
         raise ConfigError(f"--out {out} is the file of the scores itself: choose another name.")
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder: give the name of a file, such as {out / 'rscin.csv'}.")
     check_folder(out.parent, "--out")
+    from musc.plugin import rescore_file  # takes seconds: wrong words are said before
+
     done = rescore_file(args.scores, args.class_tokens, args.windows, categories=args.category,
                         column=args.score_column, by_order=args.by_order)  # fmt: skip
     for note in done.notes:

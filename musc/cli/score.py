@@ -51,11 +51,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def score(args: argparse.Namespace) -> int:
     """Score, save, and name every new image with its decision."""
-    from musc.datasets import as_category, load_category
-    from musc.results import result_folder
-    from musc.results.report import write_index
-    from musc.stream import score_against
-
     check_folder(args.out, "--out")
     if args.cache is not None and not args.cache.is_dir():
         raise ConfigError(f"--cache {args.cache}: there is no such folder; name the one that holds the tokens.")
@@ -63,6 +58,12 @@ def score(args: argparse.Namespace) -> int:
         raise ConfigError(f"{missing[0]}: there is no such image or folder; check the path.")
     if len(args.images) > 1 and (folders := [path for path in args.images if path.is_dir()]):
         raise ConfigError(f"{folders[0]} is a folder: give one folder, or images.")
+    find_result(args.against)
+    from musc.datasets import as_category, load_category  # takes seconds: what is wrong above is said before
+    from musc.results import result_folder
+    from musc.results.report import write_index
+    from musc.stream import score_against
+
     place, earlier = earlier_result(args)
     category = load_category(None, args.images[0]) if args.images[0].is_dir() else as_category(args.images)
     cache = args.cache or nearby_cache(place, earlier)

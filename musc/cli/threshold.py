@@ -41,11 +41,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def threshold(args: argparse.Namespace) -> int:
     """Choose, decide, and write again what depends on it."""
-    from musc.results import MuScResult, marks
-
     folder = args.result
     if not (folder / "result.json").exists():
         raise ConfigError(f"{folder}: there is no result; name the folder that holds result.json.")
+    from musc.results import MuScResult, marks  # takes a second: what is wrong above is said before
+
     result = MuScResult.load(folder)
     file = args.labels or folder / marks.NAME
     if args.labels is None and not file.exists():

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from musc.cli.failures import DONE
 from musc.cli.options import Kind, Read, place
 from musc.cli.outputs import add_output_options, add_threshold_option, check_folder
-from musc.cli.score import earlier_result, nearby_cache
+from musc.cli.score import earlier_result, find_result, nearby_cache
 from musc.cli.settings import add_settings
 from musc.errors import ConfigError
 
@@ -53,14 +53,15 @@ def _seconds(text: str) -> float:
 
 def watch(args: argparse.Namespace) -> int:
     """Score what arrives, a line for each image, until Ctrl-C or, with --once, until nothing is left."""
-    from musc.results.folders import legal_names
+    check_folder(args.out, "--out")
+    if not args.folder.is_dir():
+        raise ConfigError(f"{args.folder}: there is no such folder; make it, or check the path.")
+    find_result(args.against)
+    from musc.results.folders import legal_names  # takes seconds: what is wrong above is said before
     from musc.saving import alone
     from musc.stream import Against
     from musc.watch import TABLE, Watch
 
-    check_folder(args.out, "--out")
-    if not args.folder.is_dir():
-        raise ConfigError(f"{args.folder}: there is no such folder; make it, or check the path.")
     place, earlier = earlier_result(args)
     out = args.out / "watch" / legal_names([args.folder.resolve().name or "folder"])[0]
     against = Against(earlier, cache=args.cache or nearby_cache(place, earlier), device=args.device)

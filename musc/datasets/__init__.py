@@ -17,7 +17,7 @@ from musc.datasets import btad, folder, mvtec_ad, visa
 from musc.datasets.base import Category, Rendered, Sample, Skipped, Source, printable
 from musc.datasets.listing import child, entries
 from musc.datasets.memory import in_memory
-from musc.errors import ConfigError, DataError
+from musc.errors import ConfigError, DataError, MuscError
 
 LAYOUTS = ("mvtec_ad", "visa", "btad", "folder", "synthetic")
 _LISTERS = {"mvtec_ad": mvtec_ad, "visa": visa, "btad": btad, "folder": folder}
@@ -26,7 +26,7 @@ Images = Category | Path | str | Iterable[Any] | Image.Image
 
 __all__ = [
     "LAYOUTS", "Category", "Images", "Rendered", "Sample", "Skipped", "Source",
-    "as_category", "detect_layout", "list_categories", "load", "load_category",
+    "as_category", "detect_layout", "list_categories", "load", "load_category", "located",
 ]  # fmt: skip
 
 
@@ -140,6 +140,22 @@ def load(
     if not any(loaded):
         raise DataError(f"none of the {len(loaded)} categories can be read: {loaded[0].skipped[0].reason}")
     return loaded
+
+
+def located(names: Sequence[str], layout: str, root: Path | str) -> dict[str, Sample]:
+    """Those of the images of an earlier result that are still in its folder, by name; the name of a file that cannot be
+    printed as it is, such as one that is no UTF-8, is found by listing the folder again."""
+    found: dict[str, Sample] = {}
+    try:
+        listed = load_category(layout if layout in LAYOUTS else None, root).samples
+        found = {sample.name: sample for sample in listed}
+    except MuscError:  # moved, or a list of files and no category
+        pass
+    for name in names:
+        for file in (Path(name), Path(root, name), Path(root, Path(name).name)):
+            if name not in found and file.is_file():
+                found[name] = Sample(name, file)
+    return {name: found[name] for name in names if name in found}
 
 
 def as_category(images: Images) -> Category:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from musc.datasets.base import Category, Sample, Skipped
+from musc.datasets.base import Category, Sample, Skipped, printable
 from musc.datasets.listing import Listing, no_images
 from musc.datasets.masks import Union
 from musc.datasets.pairing import Masks, Split, key, match, split
@@ -18,7 +18,7 @@ from musc.errors import DataError
 
 def names(root: Path) -> list[str]:
     """The one category of such a folder: its own name."""
-    return [root.name]
+    return [printable(root.name)]
 
 
 def load(root: Path, name: str) -> Category:

@@ -11,17 +11,20 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from musc.datasets.base import Source
+from musc.datasets.base import Sample, Source
 from musc.datasets.decode import content_key, decode, describe, orientation
 from musc.datasets.masks import official_rule, read_mask, resize_mask
 from musc.datasets.values import WIDE_MODES, Scaled, to_rgb, visible
-from musc.errors import ConfigError
+from musc.errors import ConfigError, DataError
 from musc.sizes import Size, rows_columns
 
+PAGED = (".tif", ".tiff", ".gif", ".webp", ".png", ".apng", ".avif")
+NAMED = 4
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 __all__ = [
-    "content_key", "describe", "image_size", "official_rule", "preprocess", "read_image", "read_mask", "resize_mask",
+    "content_key", "describe", "frames_note", "image_size", "official_rule", "preprocess", "read_image", "read_mask",
+    "resize_mask",
 ]  # fmt: skip
 
 
@@ -58,6 +61,25 @@ def image_size(source: Source) -> tuple[int, int]:
         return (height, width) if orientation(image) >= 5 else (width, height)
 
     return decode(source, size, load=False, other=lambda found: (found.values.shape[1], found.values.shape[0]))
+
+
+def frames_note(samples: Sequence[Sample]) -> list[str]:
+    """The note on images of several frames or pages, of which the first is read (of a camera's MPO the others are its
+    own copies and thumbnails); none where there are none."""
+    several = [s.name for s in samples if isinstance(s.image, Path) and _frames(s.image) > 1]
+    if not several:
+        return []
+    named = ", ".join(several[:NAMED]) + ", ..." * (len(several) > NAMED)
+    return [f"{len(several)} images have several frames or pages ({named}): the first of each is scored."]
+
+
+def _frames(path: Path) -> int:
+    if path.suffix.lower() not in PAGED:
+        return 1
+    try:
+        return decode(path, lambda image: getattr(image, "n_frames", 1) if image.format != "MPO" else 1, load=False)
+    except DataError:  # said when it is read
+        return 1
 
 
 def preprocess(

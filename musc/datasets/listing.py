@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ NO_PICTURES = (".txt", ".json", ".xml", ".csv", ".yaml", ".yml", ".md", ".html",
 SYSTEM = frozenset(["thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "lost+found",
                     "$recycle.bin", "system volume information", "picasa.ini"])  # fmt: skip
 RESULT_FIELDS = {"format", "fingerprint", "config", "weights"}  # of the result.json of a `MuScResult`
+WATCH_FIELDS = {"folder", "against"}  # of the watch.json of `Watch`
+# What `musc compare` and `musc reproduce` draw, where the table of that name lies beside it.
+OUR_PLOTS = re.compile(r"(comparison|(?:table|figure)_\d+)(_stand_in)?\.png")
 NAMED = 6  # groups of left-out files that are named
 
 
@@ -95,7 +99,7 @@ class Listing:
                 raise
             self.skipped.append(Skipped(relative(here, self.base), str(error)))
             return []
-        if result_header(here) is not None:
+        if is_output(here):
             return []
         found = self._images(files, special)
         for subfolder in folders:
@@ -106,7 +110,8 @@ class Listing:
         for path in special:
             name = relative(path, self.base)
             self.skipped.append(Skipped(name, f"{name} is a pipe, socket or device, and is left out."))
-        images = [f for f in files if is_image(f)]
+        names = {f.name for f in files}
+        images = [f for f in files if is_image(f) and not _is_our_plot(f, names)]
         kept = set(images)
         self.other += [f for f in files if f not in kept]
         return images
@@ -172,7 +177,7 @@ def any_image(folder: Path, depth: int = 4) -> Path | None:
             folders, files = entries(here)
         except DataError:
             return
-        if result_header(here) is not None:
+        if is_output(here):
             return
         yield from (f for f in files if f.suffix.lower() in SUFFIXES)
         for subfolder in folders if left else ():
@@ -191,6 +196,17 @@ def result_header(folder: Path) -> dict[str, Any] | None:
     return header if isinstance(header, dict) and set(header) >= RESULT_FIELDS else None
 
 
+def is_output(folder: Path) -> bool:
+    """Whether a folder holds the result of an earlier run, or what `musc watch` wrote: its pictures are no input."""
+    if result_header(folder) is not None:
+        return True
+    try:
+        note = json.loads((folder / "watch.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(note, dict) and set(note) == WATCH_FIELDS
+
+
 def relative(path: Path, base: Path) -> str:
     """The path from `base`, with forward slashes, printable: the name of a sample."""
     return printable(path.relative_to(base).as_posix())
@@ -206,6 +222,11 @@ def no_images(folder: Path, left_out: Sequence[Skipped]) -> str:
     _, files = entries(folder)
     other = f"; it does hold {printable(files[0].name)}, and other formats must be converted first" if files else ""
     return f"{text}{other}. Name a folder with at least two images of one product."
+
+
+def _is_our_plot(file: Path, names: set[str]) -> bool:
+    found = OUR_PLOTS.fullmatch(file.name)
+    return found is not None and f"{found[1]}.csv" in names
 
 
 def _is_hidden(name: str) -> bool:

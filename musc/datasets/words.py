@@ -16,14 +16,15 @@ GOOD = _words(
     "good ok okay normal norm pass passed passing clean fine io healthy perfect intact undamaged nondefective nodefect "
     "nodefects defectfree faultless flawless accept accepted approved conforming conform conforme correct regular gut "
     "inordnung fehlerfrei bon bonne bueno buena buono goed goede iot anomalyfree noanomaly nonanomalous 良品 正常 合格 "
-    "양품 정상"
+    "양품 정상 正常品 良好 норма годные годен хорошие dobry dobre dobra bom boa iyi saglam"
 )
 BAD = _words(
     "bad ng nok nio ko notok notgood nogood defect defects defective defectives def anomaly anomalies anomalous "
     "anomal abnormal abnormality abnormalities anormal fail failed failing failure failures fault faults faulty reject "
     "rejected scrap damaged damage faulted flaw flaws flawed outlier outliers schlecht defekt defekte ausschuss "
     "fehler fehlerhaft nichtio mauvais defaut malo mala defecto difettoso scarto slecht unhealthy nonconforming "
-    "nonconform notnormal incorrect notpass notpassed 不良 不良品 不合格 异常 異常 缺陷 불량 비정상"
+    "nonconform notnormal incorrect notpass notpassed 不良 不良品 不合格 异常 異常 缺陷 불량 비정상 "
+    "欠陥 欠陥品 異常品 次品 брак дефект дефекты плохие wadliwe zly zle zły złe ruim defeituoso kotu kusurlu hatali"
 )
 NOUNS = _words(
     "images image imgs img parts part samples sample pieces pics pictures photos data items class products product "

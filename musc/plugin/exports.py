@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from musc.datasets import located
 from musc.datasets.images import image_size
 from musc.errors import ConfigError, DataError, ResultError
 from musc.results import MuScResult
@@ -54,29 +55,31 @@ def export(result: MuScResult, folder: Path | str, form: str) -> Path:
 
 
 def _files(result: MuScResult) -> list[Path]:
-    files = [Path(result.root, name) for name in result.paths]
-    missing = [file for file in files if not file.is_file()]
-    if not result.root or missing:
-        where = missing[0] if missing else "in no folder"
+    found = located(result.paths, result.dataset, result.root) if result.root else {}
+    files = [found[name].image for name in result.paths if name in found]
+    if len(files) < len(result):
+        first = next(name for name in result.paths if name not in found)
+        where = f"{first} in {result.root}" if result.root else "in no folder"
         raise DataError(f"the images of {result.category} are not where they were ({where}): run them again.")
-    return files
+    return [file for file in files if isinstance(file, Path)]
 
 
 def _anomalib(result: MuScResult, files: list[Path], folder: Path) -> None:
     assert result.threshold is not None
     assert result.decisions is not None
-    names = legal_names([name.replace("/", "_") for name in result.paths])
+    flat = [Path(name.replace("/", "_")) for name in result.paths]
+    stems = legal_names([name.stem for name in flat])  # a mask is found by its image's, so no two images share one
     cut = np.float64(result.threshold.value)
     masks = []
-    for i, (file, name, decision) in enumerate(zip(files, names, result.decisions, strict=True)):
-        target = folder / ("abnormal" if decision else "normal") / name
+    for i, (file, stem, decision) in enumerate(zip(files, stems, result.decisions, strict=True)):
+        target = folder / ("abnormal" if decision else "normal") / f"{stem}{file.suffix}"
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)
         masks.append(np.asarray(result.anomaly_maps[i]) >= cut)
         if decision:
             mask = binary_mask(result.anomaly_maps[i], result.threshold.value, image_size(file))
             (folder / "mask").mkdir(exist_ok=True)
-            Image.fromarray(mask).save((folder / "mask" / name).with_suffix(".png"))
+            Image.fromarray(mask).save(folder / "mask" / f"{stem}.png")
     fields: dict[str, Any] = {
         "image_path": np.array([str(file) for file in files]),
         "pred_score": result.raw_image_scores,

@@ -100,5 +100,10 @@ def _read_masks(samples: Sequence[Sample]) -> tuple[dict[int, Any], list[str]]:
                 hows.append(mask.how)
             except DataError as error:
                 bad.append(Skipped(sample.name, str(error)))
-    notes = [f"left out of the pixel metrics: {s.reason}" for s in bad] if masks else []
+    given = any(sample.mask is not None for sample in samples if sample.label)
+    notes = [f"left out of the pixel metrics: {s.reason}" for s in bad] if given else []
+    wide = sum(float((grey > 127).mean()) > 0.5 for grey in masks.values())
+    if 2 * wide > len(masks):
+        notes.append(f"{wide} of {len(masks)} masks mark more than half of their image: white is anomalous; invert "
+                     "them if black is meant.")  # fmt: skip
     return masks, notes + how_masks_were_read(hows)
