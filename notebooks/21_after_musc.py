@@ -379,7 +379,7 @@ verdict(
 # `MuSc(MuScConfig(consistency="correct"))` finds such groups and scores the patches that depend on them by the other images
 # ([chapter 8](08_when_it_fails.ipynb) measures where it ends). `benchmarks/consistent.py` measures it on all synthetic products and three photographed
 # surfaces, in sets of 20 images of which 10 to 40 % have one identical defect. The constants of CoDeGraph are not published; ours were **chosen** on four draws
-# of these sets. Three more draws were **not seen** then. *Costs*: pixel AP that the defect loses by being the same everywhere; *back*: the share of it
+# of these sets. Two more draws were **not seen** then. *Costs*: pixel AP that the defect loses by being the same everywhere; *back*: the share of it
 # that the correction brings back (over 100 % where a fresh defect is fainter than the shared one); *found*: in how many of the sets.
 
 # %%
