@@ -1,6 +1,6 @@
 """Every method that the weights here allow, on the synthetic products and on magnetic tiles: metrics, seconds, memory.
 
-    python -m benchmarks.methods [--only synthetic tiles ...] [--data FOLDER] [--work FOLDER] [--out FILE]
+    python -m benchmarks.methods [--only synthetic tiles ...] [--products ...] [--data FOLDER] [--out FILE]
 
 What `musc compare` does, with the time of this process's CPU in place of the clock's, so that other work on the machine
 does not count: for comparable figures run it with OMP_NUM_THREADS=1. Methods that need normal images get 16: training
@@ -40,10 +40,10 @@ def tiles(data: Path) -> list[Category]:
     return [replace(whole, samples=whole.samples[::4], train=rest)]
 
 
-def rows(name: str, data: Path, work: Path) -> pd.DataFrame:
-    """The table of one set, a row per method."""
+def rows(name: str, data: Path, work: Path, products: list[str] | None = None) -> pd.DataFrame:
+    """The table of one set, a row per method; products: of the synthetic set, None for all."""
     network, size = SETS[name]
-    categories = datasets.load(None, "synthetic") if name == "synthetic" else tiles(data)
+    categories = datasets.load(None, "synthetic", products) if name == "synthetic" else tiles(data)
     config = MuScConfig(backbone=network, image_size=size, workers=0, device="cpu")
 
     def references(category: Category, method: str) -> Category | None:
@@ -55,7 +55,8 @@ def rows(name: str, data: Path, work: Path) -> pd.DataFrame:
             cache=work / "tokens", say=lambda line: print(line, flush=True),
         )  # fmt: skip
     table = compare.summary(frame)
-    about = {"data": name, "network": network, "pixels": size, "images": frame.groupby("method")["images"].sum().max()}
+    about = {"data": name, "products": ", ".join(category.name for category in categories)}
+    about |= {"network": network, "pixels": size, "images": frame.groupby("method")["images"].sum().max()}
     about["extraction s"] = frame["extraction s"].sum()
     for at, (column, value) in enumerate(about.items()):
         table.insert(at, column, value)
@@ -65,6 +66,7 @@ def rows(name: str, data: Path, work: Path) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--products", nargs="*", help="of the synthetic set (default: all)")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds magnetic_tile")
     parser.add_argument("--work", type=Path, default=Path("results/methods"), help="folder of finished measurements")
     parser.add_argument("--out", type=Path, default=HERE / "methods.csv")
@@ -72,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in args.only:
         old = pd.read_csv(args.out) if args.out.exists() else pd.DataFrame({"data": []})
-        table = pd.concat([old[old["data"] != name], rows(name, args.data, args.work)])
+        table = pd.concat([old[old["data"] != name], rows(name, args.data, args.work, args.products)])
         table.to_csv(args.out, index=False, float_format="%.3f", lineterminator="\n")
         print(table.to_string())
 

@@ -288,8 +288,8 @@ ap, images_right = whole["pixel AP"], whole["image AUROC"]
 # %%
 photographed = pd.read_csv("../benchmarks/results/methods.csv")
 photographed = photographed.query("data == 'tiles'").set_index("method")
-before = ["SPADE", "PaDiM", "PatchCore", "AnomalyDINO", "MuSc"]
-photographed.loc[before, columns].round(1)
+known = ["SPADE", "PaDiM", "PatchCore", "AnomalyDINO", "MuSc"]
+photographed.loc[photographed.index.isin(known), columns].round(1)
 
 # %% [markdown]
 # ## What a normal image is worth

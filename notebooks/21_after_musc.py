@@ -379,7 +379,7 @@ verdict(
 # `MuSc(MuScConfig(consistency="correct"))` finds such groups and scores the patches that depend on them by the other images
 # ([chapter 8](08_when_it_fails.ipynb) measures where it ends). `benchmarks/consistent.py` measures it on all synthetic products and three photographed
 # surfaces, in sets of 20 images of which 10 to 40 % have one identical defect. The constants of CoDeGraph are not published; ours were **chosen** on four draws
-# of these sets. Three more draws were **not seen** then. *Costs*: pixel AP that the defect loses by being the same everywhere; *back*: the share of it
+# of these sets. Two more draws were **not seen** then. *Costs*: pixel AP that the defect loses by being the same everywhere; *back*: the share of it
 # that the correction brings back (over 100 % where a fresh defect is fainter than the shared one); *found*: in how many of the sets.
 
 # %%
@@ -507,26 +507,26 @@ verdict(
 # | CoDeGraph | DINOv2 | | 71.9 |
 # | SubspaceAD, batched | DINOv2-giant | 96.6 | |
 #
-# None of them was measured here: they need the data set and large networks. What can be measured here is every method of this book on the same tokens: of
-# 88 photographs of magnetic tiles with the network `focus_vits14`, and of all synthetic products with the embedded one. Methods that need normal images
-# have 16, the others none; WinCLIP is not run, for want of CLIP's weights. Seconds are of one processor thread, without the extraction of tokens, and GiB
-# what is used beyond them (`python -m benchmarks.methods`; the CSV file has all metrics, and the tiles with the embedded network).
+# None of them was measured here: they need the data set and large networks. What can be measured here is the methods of this book on the same tokens: of 88
+# photographs of magnetic tiles with the network `focus_vits14`, and of synthetic products with the embedded one. Methods that need normal images have 16, the
+# others none; WinCLIP is not run, for want of CLIP's weights. Seconds are of one processor thread, without the extraction of tokens, and GiB what is used
+# beyond them. `python -m benchmarks.methods` measures them; its CSV file has all metrics.
 
 # %%
-field = pd.read_csv(RESULTS / "methods.csv")
+field = pd.read_csv(RESULTS / "methods.csv").set_index("method")
 columns = ["setting", "image AUROC", "pixel AP", "PRO", "seconds", "GiB"]
-on_tiles, on_drawn = (
-    field[field["data"] == name].set_index("method")[columns]
-    for name in ("tiles", "synthetic")
+digits = {"image AUROC": 1, "pixel AP": 1, "PRO": 1, "seconds": 0, "GiB": 2}
+drawn = field[field["data"] == "synthetic"]
+print(
+    f"synthetic products: {drawn['products'].iloc[0]}; {drawn['images'].iloc[0]} images"
 )
-on_tiles.round(
-    {"image AUROC": 1, "pixel AP": 1, "PRO": 1, "seconds": 0, "GiB": 2}
-)
+drawn[columns].round(digits)
+
+# %% [markdown]
+# And the tiles:
 
 # %%
-on_drawn.round(
-    {"image AUROC": 1, "pixel AP": 1, "PRO": 1, "seconds": 0, "GiB": 2}
-)
+field.loc[field["data"] == "tiles", columns].round(digits)
 
 # %% [markdown]
 # **Open problems.** How few images are enough, and can one know it without labels? What of a batch in which most images are defective? Which threshold, if
