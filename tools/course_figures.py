@@ -81,7 +81,7 @@ def draw(script: Path, vectors: Path) -> float:
             why = result.error_in_exec or result.error_before_exec
             raise RuntimeError(f"{script.name}: {why!r}, in\n{cell['source']}")
         made = {kind: data for output in captured.outputs for kind, data in output.data.items()}
-        if name and result.result is not None:
+        if name and result.result is not None and shell.display_formatter:
             made |= shell.display_formatter.format(result.result)[0]
         if name and not made.keys() >= {"image/svg+xml", "application/pdf"}:
             raise RuntimeError(f"{script.name} drew no vectors of {name}.")
