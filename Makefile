@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Without a GPU the pair of torch and torchvision is pinned, so that pip never fetches CUDA builds of torch.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 
-.PHONY: book course course-vectors test nightly lint setup browser demo weights clean
+.PHONY: book course test nightly lint setup browser demo weights clean
 
 book: setup demo weights
 	$(BIN)/python -m tools.book build
@@ -13,10 +13,6 @@ book: setup demo weights
 # Decks, labs, quizzes' answers, figures and notebooks for a class, in _build/course.
 course: setup browser
 	$(BIN)/python -m tools.course
-
-# The same with figures as SVG and PDF: runs every notebook once more.
-course-vectors: setup browser
-	$(BIN)/python -m tools.course vectors figures slides labs quizzes notebooks
 
 # The CPU engine's kernels are compiled first. Then a process for every core, up to four: each keeps the files that it
 # was given, so that one alone builds the book.

@@ -25,9 +25,9 @@
 #
 # A patch token describes one patch. A defect may be smaller than that, or cover a hundred patches of which each looks
 # harmless by itself. *Local neighbourhood aggregation with multiple degrees* (LNAMD) describes every place at several scales: the token of
-# patch $m$ is replaced by the mean over the $r \times r$ patches around it,
+# patch $m$ is replaced by the mean over the $r \times r$ patches around it, for $r = 1, 3, 5$:
 #
-# $$\hat{p}_{i,l}^{m,r} = \frac{1}{r^2} \sum_{u \in U_r(m)} p_{i,l}^{u}, \qquad r \in \{1, 3, 5\} . \tag{2.1}$$
+# $$\hat{p}_{i,l}^{m,r} = \frac{1}{r^2} \sum_{u \in U_r(m)} p_{i,l}^{u} \tag{2.1}$$
 #
 # | Paper | Code |
 # |:------|:-----|

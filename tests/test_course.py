@@ -152,6 +152,19 @@ def test_vectors_join_the_pack_while_their_notebook_stays_the_same(monkeypatch, 
     assert not course_figures.draw(script, tmp_path / "vectors")  # nothing to do
 
 
+@pytest.mark.nightly
+def test_the_cells_of_a_notebook_draw_its_vectors(monkeypatch, tmp_path):
+    script = notebooks.scripts(["22"])[0]
+    monkeypatch.setattr(notebooks, "scripts", lambda names=None: [script])
+    course_figures.draw_all(tmp_path)
+    for row in course_figures.index():
+        picture = (tmp_path / "22" / f"{row['figure']}.svg").read_text(encoding="utf-8")
+        assert picture.lstrip().startswith("<?xml")
+        assert "<image" not in picture  # curves stay curves
+        assert (tmp_path / "22" / f"{row['figure']}.pdf").read_bytes().startswith(b"%PDF")
+    assert course_figures.current(script, tmp_path)
+
+
 def test_notebooks_without_outputs(monkeypatch, tmp_path):
     monkeypatch.setattr(course, "OUT", tmp_path)
     course.clean()

@@ -1,12 +1,12 @@
 """What a lecturer hands out: decks, labs, quizzes, figures and notebooks, in _build/course.
 
-python -m tools.course              all but vectors; says how long each part took
-python -m tools.course vectors      runs every notebook for figures as SVG and PDF, which the other parts then take
+python -m tools.course              all of it; says how long each part took
 python -m tools.course labs slides  these parts alone
 
+vectors/    the figures as SVG and PDF, of the notebooks' cells run once more; kept while the notebooks stay the same
+figures/    every figure as PNG, SVG and PDF, with its source and licence, and figures.zip
 slides/     a deck for each session, in HTML and, where a Chromium is, as PDF
 labs/       student, solution and instructor versions, an autograder and a zip for the class
-figures/    every figure with its source and licence, and figures.zip; as SVG and PDF too after `vectors`
 notebooks/  the book's notebooks without outputs, with solutions and without
 answers.md  the answers of the quizzes: for lecturers
 """
@@ -79,13 +79,13 @@ PARTS = {"vectors": vectors, "figures": figures, "slides": slides, "labs": labs,
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.course", description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all but vectors")
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--mistakes", action="store_true", help="grade the mistakes planted in the labs as well")
     args = parser.parse_args(argv)
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}.")
     for name, make in PARTS.items():
-        if name not in (args.parts or set(PARTS) - {"vectors"}):
+        if args.parts and name not in args.parts:
             continue
         begun = time.perf_counter()
         try:

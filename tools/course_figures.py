@@ -1,7 +1,7 @@
 """The figure pack: every labelled figure of the notebooks, with its source and licence.
 
-The committed notebooks hold pictures of pixels: these are packed at once. `draw_all` runs the notebooks once more, with
-their own parameters, and takes the figures as SVG and PDF; they join the pack while the notebooks stay the same.
+The committed notebooks hold pictures of pixels: these are packed as they are. `draw_all` runs the cells once more, with
+their own parameters, and takes the figures as SVG and PDF; they are kept while the notebooks stay the same.
 Photographs and heat maps inside of a figure stay pixels.
 """
 
@@ -13,19 +13,23 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from tools import notebooks
+from tools import book, notebooks
 
-CELL = """\
+BEGIN = """\
+%matplotlib inline
 %config InlineBackend.figure_formats = ['svg', 'pdf']
 import matplotlib as _m
 _m.rcParams |= {'svg.hashsalt': 'musc', 'path.simplify_threshold': 1.0}
 """
+PRELOADED = ["IPython", "matplotlib.pyplot", "pandas", "scipy", "sklearn.metrics", "torch", "musc.pipeline"]
 LICENCE = "MIT, as the package; the photographs in it are those of scikit-image (brick, gravel, grass: CC0)"
 COLUMNS = ("figure", "caption", "alt text", "notebook", "licence")
 
@@ -46,45 +50,63 @@ def current(script: Path, vectors: Path) -> bool:
     return mark.is_file() and mark.read_text() == stamp(script)
 
 
-def draw(script: Path, vectors: Path) -> bool:
-    """Write LABEL.svg and LABEL.pdf of one notebook below vectors/NN; False where they are there already."""
-    from nbformat import v4
+def draw(script: Path, vectors: Path) -> float:
+    """Write LABEL.svg and LABEL.pdf of one notebook below vectors/NN; the processor seconds, 0 where they are there.
+
+    The cells run in this process, up to the last figure and without the solutions: what a kernel does first, to start
+    and to import torch, would take as long as the figures. Raises RuntimeError naming the cell or the figure.
+    """
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+
+    class Shell(InteractiveShell):
+        def enable_gui(self, gui: str | None = None) -> None:
+            """Nothing to do: figures are shown inline."""
 
     if current(script, vectors):
-        return False
+        return 0.0
     folder = vectors / script.stem[:2]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    notebook = notebooks.as_notebook(script)
-    last = max(
-        (n for n, cell in enumerate(notebook.cells) if cell.metadata.get("mystnb", {}).get("figure")), default=-1
-    )
-    notebook.cells = notebook.cells[: last + 1]  # what comes after the last figure draws none
-    inline = next((n for n, cell in enumerate(notebook.cells) if "%matplotlib inline" in cell.source), 0)
-    notebook.cells.insert(inline + 1, v4.new_code_cell(CELL))
-    done = notebooks.run(notebook, None, cwd=script.parent)
-    for name, cell in labelled(done).items():
-        for output in cell.outputs:
-            data = output.get("data", {})
-            if "image/svg+xml" in data:
-                (folder / f"{name}.svg").write_text(data["image/svg+xml"], encoding="utf-8")
-            if "application/pdf" in data:
-                (folder / f"{name}.pdf").write_bytes(base64.b64decode(data["application/pdf"]))
-    for name in labelled(done):
-        for kind in ("svg", "pdf"):
-            if not (folder / f"{name}.{kind}").is_file():
-                raise RuntimeError(f"{script.name} drew no {kind} of {name}.")
+    cells = [c for c in book.without_solution_cells(notebooks.as_notebook(script).cells) if c["cell_type"] == "code"]
+    names = [cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") for cell in cells]
+    os.chdir(script.parent)
+    shell = Shell.instance()
+    shell.run_cell(BEGIN).raise_error()
+    last = max((n for n, name in enumerate(names) if name), default=-1)
+    for cell, name in zip(cells[: last + 1], names, strict=False):
+        with capture_output() as captured:
+            result = shell.run_cell("".join(cell["source"]))
+        if not result.success:
+            why = result.error_in_exec or result.error_before_exec
+            raise RuntimeError(f"{script.name}: {why!r}, in\n{cell['source']}")
+        made = {kind: data for output in captured.outputs for kind, data in output.data.items()}
+        if name and result.result is not None and shell.display_formatter:
+            made |= shell.display_formatter.format(result.result)[0]
+        if name and not made.keys() >= {"image/svg+xml", "application/pdf"}:
+            raise RuntimeError(f"{script.name} drew no vectors of {name}.")
+        if name:
+            (folder / f"{name}.svg").write_text(made["image/svg+xml"], encoding="utf-8")
+            (folder / f"{name}.pdf").write_bytes(base64.b64decode(made["application/pdf"]))
     (folder / "stamp").write_text(stamp(script))
-    return True
+    return time.process_time()
 
 
 def draw_all(vectors: Path) -> None:
-    """The vectors of all notebooks that have changed; a kernel for each, as many at a time as there are cores."""
-    seconds = json.loads(notebooks.RECORD.read_text(encoding="utf-8"))
-    longest = sorted(notebooks.scripts(), key=lambda path: -seconds[path.stem]["seconds"])
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        drawn = list(pool.map(partial(draw, vectors=vectors), longest))
-    print(f"{sum(drawn)} notebooks were run, {len(drawn) - sum(drawn)} kept")
+    """The vectors of all notebooks that have changed; as many at a time as there are cores, a process for each."""
+    recorded = json.loads(notebooks.RECORD.read_text(encoding="utf-8"))
+    longest = sorted(notebooks.scripts(), key=lambda path: -recorded[path.stem]["seconds"])
+    # A server that has imported what takes long to import, and forks: not to be had on Windows.
+    method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+    context = get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(PRELOADED)
+    with (
+        mock.patch.dict(os.environ, {**notebooks.ENVIRONMENT, "OMP_NUM_THREADS": "1"}),
+        ProcessPoolExecutor(os.cpu_count(), context, max_tasks_per_child=1) as pool,
+    ):
+        seconds = list(pool.map(partial(draw, vectors=vectors), longest))
+    print(f"{sum(map(bool, seconds))} notebooks were drawn in {sum(seconds):.0f} s of a core, the others kept")
 
 
 def index() -> list[dict[str, str]]:
