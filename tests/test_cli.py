@@ -537,11 +537,13 @@ def test_reproduce_says_what_a_mean_is_over(musc, data_set, tmp_path, monkeypatc
     assert "note: mvtec_ad: 1 of 15 categories; a mean is over what is measured here\n" in out
 
 
-def test_the_words_for_data_are_read_without_looking_at_files():
+def test_the_words_for_data(tmp_path):
     parse = parser().parse_args
     assert data.source_of(parse(["run", "synthetic"])) == ("synthetic", None)
     assert data.source_of(parse(["run", "--layout", "synthetic"])) == ("synthetic", None)
-    assert data.source_of(parse(["run", "photos", "--layout", "visa"])) == ("visa", Path("photos"))
+    assert data.source_of(parse(["run", str(tmp_path), "--layout", "visa"])) == ("visa", tmp_path)
+    with pytest.raises(ConfigError, match="photos does not exist: check the path"):
+        data.source_of(parse(["run", str(tmp_path / "photos"), "--layout", "visa"]))
 
 
 def test_verbose_says_which_engine_was_taken(musc, workplace, loaded):

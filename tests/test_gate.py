@@ -23,7 +23,7 @@ CLEAN = f"""<p>An index x_i, <code>MUSC_REPOSITORY</code>, $5, and 7 TODOs that 
 <figcaption><span class="caption-number">Fig. 9.1 </span>Distances.</figcaption>
 <div class="scroll" style="width: auto">short</div>
 <div class="math"><mjx-container>a = b<mjx-labels>(3)</mjx-labels></mjx-container></div>
-<p><a href="#equation-3" style="color: inherit">Eq. 3</a>, and <code>Eq. 4</code></p>
+<p id="equation-3"><a href="#equation-3" style="color: inherit">Eq. 3</a>, and <code>Eq. 4</code></p>
 <p style="width: 60px">msm.<wbr>interval_<wbr>average</p>"""
 CELL = '<div class="cell_input"><div class="highlight"><pre>{}</pre></div></div>'
 # Kind, look in which it shows (or any), and the faulty piece of a page.

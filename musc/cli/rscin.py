@@ -35,15 +35,15 @@ def rscin(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{args.scores} is a folder: name the file of the scores, such as {args.scores / 'scores.csv'}."
         )
-    for path in (args.scores, args.class_tokens):
-        if not path.exists():
-            raise ConfigError(f"{path} is not there: check the path.")
     out = args.out or args.scores.with_name(f"{args.scores.stem}_rscin.csv")
     if out.resolve() == args.scores.resolve():
         raise ConfigError(f"--out {out} is the file of the scores itself: choose another name.")
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder: give the name of a file, such as {out / 'rscin.csv'}.")
     check_folder(out.parent, "--out")
+    for path in (args.scores, args.class_tokens):
+        if not path.exists():
+            raise ConfigError(f"{path} is not there: check the path.")
     from musc.plugin import rescore_file  # takes seconds: wrong words are said before
 
     done = rescore_file(args.scores, args.class_tokens, args.windows, categories=args.category,
