@@ -13,6 +13,7 @@ from musc.engines import gram
 from musc.errors import ConfigError
 
 SHARE = 0.5  # of what is free, where nobody names a bound: features and results grow too
+LASTING = 0.92  # of what distances that wait may take: allocators lose some, and each piece has a list of its images
 BAND, CHUNK = 32, 512  # images whose rows are completed together, and what they meet at a time
 MIB = 1 << 20
 
@@ -152,7 +153,8 @@ def cut(problem: Problem, max_bytes: int | None, block: int | None = None, on_di
     chunk = max(1, min(CHUNK, p.P, int(room / 8 // (3 * band * p.unit))))
     left = room - (band + 3) * row - 3 * band * chunk * p.unit - 9 * p.N * p.P * (p.J < p.P - 1)
     # n images that wait for each other hold at most n^2 / 4 pairs, of which J of P are wanted
-    group = p.N if on_disk else min(p.N, int(2 * math.sqrt(max(0, left) / p.unit * p.P / p.J)))
+    kept = LASTING * max(0, left) / p.unit  # pairs
+    group = p.N if on_disk else min(p.N, int(2 * math.sqrt(kept * p.P / p.J)))
     return Cut(fits[0], band, chunk, max(band, group))
 
 
