@@ -67,10 +67,7 @@ images = musc.features(product.samples)
 labels = np.array([sample.label for sample in product.samples])
 grid = images.grids[0]
 masks = figures.masks_at(product.samples, musc.backbone.image_size)
-print(
-    f"{len(images)} images, {labels.sum()} of them anomalous,"
-    f" {grid[0]} x {grid[1]} patches"
-)
+print(f"{len(images)} images, {labels.sum()} anomalous; patches {grid}")
 
 # %% [markdown]
 # ## SNAMD: neighbours by their likeness
@@ -394,29 +391,18 @@ def planted_sets(file):
     same = ap["same"].dropna()
     losses = ap["fresh", "plain"].loc[same.index] - same["plain"]
     gains = same["corrected"] - same["plain"]
-    at = {
-        "costs": losses.groupby("share").sum(),
-        "back": gains.groupby("share").sum(),
-    }
-    plain_sets = sets.query("scores == 'plain'")
-    hits = (
-        plain_sets.query("set == 'same'").set_index(keys)["groups"] > 0
-    ).groupby("share")
-    count = hits.count()
-    table = pd.DataFrame(
-        {
-            "costs": at["costs"] / count,
-            "back [%]": 100 * at["back"] / at["costs"],
-        }
+    costs = losses.groupby("share").sum()
+    clean, plain_same = (
+        sets[(sets["scores"] == "plain") & (sets["set"] == kind)]
+        for kind in ("clean", "same")
     )
+    hits = (plain_same.set_index(keys)["groups"] > 0).groupby("share")
+    table = pd.DataFrame({"costs": costs / hits.count()})
+    table["back [%]"] = 100 * gains.groupby("share").sum() / costs
     table["found"] = [
-        f"{n} of {of}" for n, of in zip(hits.sum(), count, strict=True)
+        f"{n} of {of}" for n, of in zip(hits.sum(), hits.count(), strict=True)
     ]
-    return (
-        table,
-        100 * gains.sum() / losses.sum(),
-        plain_sets.query("set == 'clean'"),
-    )
+    return table, 100 * gains.sum() / losses.sum(), clean
 
 
 # %%

@@ -316,7 +316,20 @@ def test_no_worker_is_left(tmp_path, monkeypatch):
         Cluster(local.scheduler_address, cache=tmp_path, device="cpu") as cluster,
     ):
         job = partial(cluster.mutual_scores, stages, Settings(block=4))
-        error = in_the_middle(job, tmp_path, lambda: local.scale(0))
+        look = connection.Watch.look
+
+        def after_the_worker_has_gone(watch):
+            """What it has done is lost before it is taken: those tasks are pending again."""
+            while len(list(tmp_path.rglob("distances-*.npy"))) < 10:
+                time.sleep(0.005)
+            local.scale(0)
+            while watch.client.nthreads():
+                time.sleep(0.005)
+            watch.look = partial(look, watch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(connection.Watch, "look", after_the_worker_has_gone)
+            error = in_the_middle(job, tmp_path, lambda: None)
         assert isinstance(error, ClusterError)
         said = f"no worker is left at {local.scheduler_address}, for 0.5 s: .*Finished blocks are kept in {tmp_path}"
         assert re.match(said, str(error))

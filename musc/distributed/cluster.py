@@ -22,6 +22,7 @@ from tqdm import tqdm
 from musc.distributed import blocks, tasks
 from musc.distributed.blocks import Cut
 from musc.distributed.connection import (
+    PATIENCE,
     Watch,
     check_folder,
     check_versions,
@@ -218,13 +219,25 @@ class Run:
             for future in self.waiting.next_batch(block=False) or [None]:
                 if future is None:
                     time.sleep(0.05)
-                elif future.key in self.rows:
-                    self.scores[self.rows[future.key]] = future.result()
                 else:
-                    if future.status != "finished":
-                        future.result()
-                    self.bar.update(self.images[future.key])
+                    self._take(future)
         return self.scores
+
+    def _take(self, future: Future) -> None:
+        """What a task that ended has left. Raises what it raised.
+
+        Its worker may be gone since: then it is pending again, and to wait for it here would be to wait for a worker.
+        """
+        if future.status in ("error", "cancelled"):
+            future.result()
+        if future.key not in self.rows:
+            self.bar.update(self.images[future.key])
+            return
+        if future.status == "finished":
+            with suppress(TimeoutError):
+                self.scores[self.rows[future.key]] = future.result(timeout=PATIENCE)
+                return
+        self.waiting.add(future)
 
     def cancel(self) -> None:
         """Tells the scheduler to drop what has not begun; tasks that are at work end, and are kept."""
