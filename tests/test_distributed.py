@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -241,16 +242,19 @@ def test_a_run_goes_on_when_the_scheduler_has_died(processes, threads, monkeypat
 
 
 def test_ctrl_c_cancels_the_tasks_and_keeps_what_is_finished(threads, monkeypatch):
-    stages = drawn(40, M=64)[:1]
+    stages, calls, plain = drawn(40, M=64)[:1], count(), blocks.compare
 
-    def watch():
-        while len(list(threads.cache.rglob("distances-*.npy"))) < 10:
-            time.sleep(0.005)
-        _thread.interrupt_main()
+    def interrupting(*given, **named):
+        """Ctrl-C at the eleventh pair of blocks, and time for it to arrive before the last one."""
+        if (n := next(calls)) == 10:
+            _thread.interrupt_main()
+        time.sleep(0.05 * (n >= 10))
+        return plain(*given, **named)
 
-    threading.Thread(target=watch).start()
-    with pytest.raises(KeyboardInterrupt):
-        threads.mutual_scores(stages, Settings(block=4))
+    with monkeypatch.context() as patch:
+        patch.setattr("musc.distributed.tasks.blocks.compare", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            threads.mutual_scores(stages, Settings(block=4))
     deadline = time.monotonic() + 30  # what a worker was at may end
     while (left := threads.client.run_on_scheduler(unfinished)) and time.monotonic() < deadline:
         time.sleep(0.05)
