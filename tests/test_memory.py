@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from musc import MuSc
-from musc.datasets import as_category
+from musc.datasets import as_category, load_category
 from musc.datasets.images import content_key, image_size, read_image
 from musc.errors import DataError
 
@@ -43,8 +43,10 @@ def test_every_kind_of_picture():
         (np.zeros((4, 4), np.int64), r"array of int64, shape \(4, 4\)"),
         (np.zeros((4, 4, 3), np.uint16), r"array of uint16, shape \(4, 4, 3\)"),
         (np.array([["a", "b"]]), "array of <U1"),
-        ({"a": 1}, "shape"),
-        (None, "shape"),
+        ({"a": 1}, "image_000 is a dict: give"),
+        (None, "image_000 is a NoneType: give"),
+        (b"\x89PNG", "image_000 is a bytes: give"),
+        ([[1, 2], [3]], "image_000 is no array .*inhomogeneous"),
     ],
 )
 def test_what_is_no_image_is_described(picture, text):
@@ -67,6 +69,16 @@ def test_names_and_mixtures(photos):
     assert [s.name for s in as_category({"left": COLOUR, "right": paths[0]})] == ["left", "right"]
     with pytest.raises(DataError, match="is given 2 times"):
         as_category([paths[0], paths[0]])
+
+
+def test_samples_of_a_category_keep_what_they_know():
+    some = load_category("synthetic", None, "weave", good=2, defects=2).samples
+    assert as_category(some).samples == some
+    mixed = as_category([COLOUR, some[0]]).samples
+    assert mixed[0].name == "image_000"
+    assert mixed[1] == some[0]
+    with pytest.raises(DataError, match="is given 2 times"):
+        as_category([some[0], some[0]])
 
 
 def test_later_changes_of_the_array_change_nothing():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from musc.errors import ConfigError, DataError, MuscError
 
 LAYOUTS = ("mvtec_ad", "visa", "btad", "folder", "synthetic")
 _LISTERS = {"mvtec_ad": mvtec_ad, "visa": visa, "btad": btad, "folder": folder}
-# Paths, arrays, PIL images, or a dict of them by name; one PIL image alone is refused in words.
+# Paths, arrays, PIL images, samples, or a dict of them by name; one PIL image alone is refused in words.
 Images = Category | Path | str | Iterable[Any] | Image.Image
 
 __all__ = [
@@ -161,8 +162,8 @@ def located(names: Sequence[str], layout: str, root: Path | str) -> dict[str, Sa
 def as_category(images: Images) -> Category:
     """A Category as it is; a folder, listed by its layout; or images, unlabeled and in the given order.
 
-    images: paths, numpy arrays, PIL images (see `memory.in_memory`), or a dict of any of them by name. Those in memory
-    without a name are called image_000, image_001, ...
+    images: paths, numpy arrays, PIL images (see `memory.in_memory`), samples of a category, or a dict of any of them by
+    name. Those in memory without a name are called image_000, image_001, ...
 
     Raises:
         DataError: an image given twice, or an array that is no image.
@@ -183,19 +184,26 @@ def as_category(images: Images) -> Category:
     if isinstance(images, Mapping):
         named = [(printable(str(name)), image) for name, image in images.items()]
     else:
-        named = [
-            (printable(Path(image).as_posix()) if isinstance(image, str | Path) else f"image_{n:03d}", image)
-            for n, image in enumerate(images)
-        ]
+        named = [(_name_of(image, n), image) for n, image in enumerate(images)]
     if twice := [name for name, count in Counter(name for name, _ in named).items() if count > 1]:
         count = sum(name == twice[0] for name, _ in named)
         raise DataError(f"{twice[0]} is given {count} times: name every image once.")
     files = [os.path.abspath(image) for _, image in named if isinstance(image, str | Path)]
     root = Path(os.path.commonpath([os.path.dirname(file) for file in files])) if len(files) == len(named) > 0 else None
-    samples = (
-        Sample(name, Path(image) if isinstance(image, str | Path) else in_memory(image, name)) for name, image in named
-    )
-    return Category("images", root.name if root else "", tuple(samples), root=root)
+    samples = tuple(_sample(name, image) for name, image in named)
+    return Category("images", root.name if root else "", samples, root=root)
+
+
+def _name_of(image: Any, n: int) -> str:
+    if isinstance(image, Sample):
+        return image.name
+    return printable(Path(image).as_posix()) if isinstance(image, str | Path) else f"image_{n:03d}"
+
+
+def _sample(name: str, image: Any) -> Sample:
+    if isinstance(image, Sample):
+        return replace(image, name=name)
+    return Sample(name, Path(image) if isinstance(image, str | Path) else in_memory(image, name))
 
 
 def _is_colour(images: Any) -> bool:

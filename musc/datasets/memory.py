@@ -55,7 +55,12 @@ def in_memory(picture: Any, name: str) -> InMemory:
         except Exception as error:  # a file opened lazily, and damaged
             raise DataError(f"{name} cannot be decoded ({error}).") from None
         return InMemory(picture.copy())
-    array = np.asarray(picture)
+    try:
+        array = np.asarray(picture)
+    except Exception as error:  # rows of several lengths, a tensor on a GPU: what the type says
+        raise DataError(f"{name} is no array ({error}): {REMEDY}.") from None
+    if array.dtype.kind not in "buif" and not isinstance(picture, np.ndarray):
+        raise DataError(f"{name} is a {type(picture).__name__}: {REMEDY}.")
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     channels = array.ndim == 3 and array.shape[-1] in (3, 4)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special  # scipy.stats takes half a second to import
 
 from musc.errors import ConfigError
 
@@ -120,7 +120,7 @@ def mixture(scores: ArrayLike, false_alarm_rate: float = FALSE_ALARM_RATE) -> Th
         warnings.simplefilter("ignore", ConvergenceWarning)
         one, two = (GaussianMixture(k, n_init=3, reg_covar=1e-4, random_state=0).fit(v) for k in (1, 2))
     if one.bic(v) <= two.bic(v):
-        at, rate = stats.norm.isf(false_alarm_rate), false_alarm_rate
+        at, rate = -special.ndtri(false_alarm_rate), false_alarm_rate
         note = "one component: nothing tells anomalous images from normal ones."
     else:
         normal = int(two.means_[:, 0].argmin())
@@ -128,7 +128,7 @@ def mixture(scores: ArrayLike, false_alarm_rate: float = FALSE_ALARM_RATE) -> Th
         line = np.linspace(low, max(v.max(), two.means_.max()), 2000)
         beyond = two.predict_proba(line[:, None])[:, normal] < 0.5
         at = float(line[beyond.argmax()]) if beyond.any() else float(line[-1])
-        rate = float(stats.norm.sf((at - low) / sd))
+        rate = float(special.ndtr((low - at) / sd))
         note = f"two components: {100 * two.weights_[1 - normal]:.0f} % of the images in the anomalous one."
     raw = np.log(x) if logs else x
     value = raw.mean() + at * raw.std()
@@ -191,14 +191,14 @@ class _NormalPart:
         return cls(centre, scale, len(below), logs) if scale > 0 else None
 
     def quantile(self, rate: float) -> float:
-        at = self.centre + self.scale * float(stats.t.isf(rate, self.freedom))
+        at = self.centre - self.scale * float(special.stdtrit(self.freedom, rate))
         return math.exp(at) if self.logs else at
 
     def false_alarms(self, value: float) -> float:
         if self.logs and value <= 0:
             return 1.0
         at = math.log(value) if self.logs else value
-        return float(stats.t.sf((at - self.centre) / self.scale, self.freedom))
+        return float(special.stdtr(self.freedom, (self.centre - at) / self.scale))
 
 
 def _lowest_mode(v: NDArray[np.float64]) -> float:
