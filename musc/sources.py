@@ -6,6 +6,7 @@ import ast
 import hashlib
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 # No number of a result depends on these: how it is shown, and what only asks for it.
 NOT_NUMERICAL = (
@@ -17,6 +18,7 @@ NOT_NUMERICAL = (
 )  # fmt: skip
 
 HELP = ("help", "unset", "metavar")  # what is said of a setting (see `config`)
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def meaning(path: Path) -> str:
@@ -41,15 +43,32 @@ def _digest(content: bytes) -> str:
 @lru_cache(maxsize=512)
 def _meaning_of_python(content: bytes) -> str:
     """Digest of the syntax tree without what changes no meaning; a file is parsed once in a process."""
-    tree = ast.parse(content)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            node.keywords = [k for k in node.keywords if k.arg not in HELP]
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:]
-    return _digest(ast.dump(tree).encode())
+    said: list[str] = []
+    _read(ast.parse(content), said)
+    return _digest("\0".join(said).encode())
+
+
+def _read(node: Any, said: list[str]) -> None:
+    """Adds what a syntax tree says, from top to bottom: in one pass, for every command waits for it."""
+    if isinstance(node, ast.AST):
+        said.append(type(node).__name__)
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if name == "body" and isinstance(node, DOCUMENTED) and _is_docstring(value):
+                value = value[1:]
+            elif name == "keywords" and isinstance(node, ast.Call):
+                value = [k for k in value if k.arg not in HELP]
+            _read(value, said)
+    elif isinstance(node, list):
+        for part in node:
+            _read(part, said)
+        said.append("]")
+    else:
+        said.append(repr(node))
+
+
+def _is_docstring(body: list[ast.stmt]) -> bool:
+    return bool(body) and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
 
 
 @cache
