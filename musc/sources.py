@@ -53,7 +53,7 @@ def _read(node: Any, said: list[str]) -> None:
     if isinstance(node, ast.AST):
         said.append(type(node).__name__)
         for name in node._fields:
-            value = getattr(node, name, None)
+            value: Any = getattr(node, name, None)
             if name == "body" and isinstance(node, DOCUMENTED) and _is_docstring(value):
                 value = value[1:]
             elif name == "keywords" and isinstance(node, ast.Call):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import seaborn
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -127,6 +126,8 @@ def panels(
 
 def two_histograms(ax: Axes, normal: NDArray, anomalous: NDArray, bins: NDArray | int = 40) -> None:
     """The values of normal and anomalous patches or images as two outlined histograms, each of area 1."""
+    import seaborn  # takes a second to import, and few chapters have histograms
+
     edges = np.histogram_bin_edges(np.concatenate([normal, anomalous]), bins)
     for values, colour, label in ((normal, BLUE, "normal"), (anomalous, ORANGE, "anomalous")):
         if len(values):

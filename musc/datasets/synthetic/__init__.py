@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from zlib import crc32
 
 import numpy as np
@@ -91,8 +92,8 @@ class Photo:
         return Defect(self.defect, (self.seed, name, folder, self.number), float(extent), float(strength))
 
     def __call__(self) -> Image.Image:
-        pixels = np.clip(np.rint(self.pixels()), 0, 255).astype(np.uint8)
-        return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        draw = _drawn if self.size <= KEPT_SIZE else _drawn.__wrapped__
+        return Image.fromarray(draw(self))
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,24 @@ class Mask:
         return f"{self.photo.key}/mask"
 
     def __call__(self) -> Image.Image:
-        changed = np.abs(self.photo.pixels(noise=False) - self.photo.pixels(defect=False, noise=False)).max(axis=0)
-        return Image.fromarray(np.where(changed_region(changed), np.uint8(255), np.uint8(0)))
+        draw = _changed if self.photo.size <= KEPT_SIZE else _changed.__wrapped__
+        return Image.fromarray(draw(self.photo))
+
+
+# A run looks at every picture several times: its pixels, its size, copies of it, overlays. At most 34 MB are kept.
+KEPT_SIZE = 256
+
+
+@lru_cache(maxsize=128)
+def _drawn(photo: Photo) -> np.ndarray:
+    pixels = np.clip(np.rint(photo.pixels()), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+
+@lru_cache(maxsize=128)
+def _changed(photo: Photo) -> np.ndarray:
+    changed = np.abs(photo.pixels(noise=False) - photo.pixels(defect=False, noise=False)).max(axis=0)
+    return np.where(changed_region(changed), np.uint8(255), np.uint8(0))
 
 
 def changed_region(change: np.ndarray, faint: float = 4.0, clear: float = 8.0) -> np.ndarray:
