@@ -85,16 +85,18 @@ def test_distances_equal_float64_brute_force(N, R):
         np.testing.assert_allclose(got[d], np.concatenate(parts, axis=1), atol=1e-6)
 
 
-@pytest.mark.parametrize(("grid", "C"), [((1, 1), 3), ((3, 11), 40), ((6, 7), 70)])
+SUB_TILES = gpu.Tile(64, 32, 32, descriptor=False, resident=0, sub_rows=32, tokens=32, partners=1)
+DESCRIBED = replace(SMALL, cols=128, group=1, descriptor=True, resident=1, partners=2)
+
+
 @pytest.mark.parametrize(
-    "tile",
+    ("tile", "grid", "C"),
     [
-        SMALL,
-        gpu.Tile(64, 32, 32, descriptor=False, resident=0, sub_rows=32, tokens=32, partners=1),
-        replace(SMALL, cols=128, group=1, descriptor=True, resident=1, partners=2),
+        (SMALL, (6, 7), 70), (SUB_TILES, (3, 11), 40),
+        *((DESCRIBED, grid, C) for grid, C in (((1, 1), 3), ((3, 11), 40), ((6, 7), 70))),
     ],
-)
-def test_shapes_and_tiles(grid, C, tile):
+)  # fmt: skip
+def test_shapes_and_tiles(tile, grid, C):
     """Tiles that hold several images, that lie across images, and that are parts of one; by descriptors, and by
     programs that take several."""
     x = tokens(3, grid=grid, C=C)
