@@ -73,8 +73,7 @@ class MuSc:
         if self.config.backbone == AUTO:  # the result says which network it was, and so does its fingerprint
             name = backbone.spec.name if backbone is not None else choose_backbone(self.config.weights)
             self.config = self.config.replace(backbone=name)
-        if backbone is not None:
-            self.backbone = in_int8(backbone) if self.config.backbone_precision == "int8" else backbone
+        self.given = backbone
         self.cache = Path(cache) if cache else None
         self.progress = progress
         self.device = resolve_device(self.config.device)
@@ -111,7 +110,9 @@ class MuSc:
         """The frozen network of the configuration, on its device; with "short:448" for squares, until `fitted`."""
         c = self.config
         size = short_side(c.image_size) if isinstance(c.image_size, str) else c.image_size
-        found = load_backbone(c.backbone, weights=c.weights, image_size=size, stages=c.stages, device=self.device)
+        found = self.given or load_backbone(
+            c.backbone, weights=c.weights, image_size=size, stages=c.stages, device=self.device
+        )
         return in_int8(found) if c.backbone_precision == "int8" else found
 
     @property

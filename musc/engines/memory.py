@@ -13,7 +13,7 @@ from musc.engines import gram
 from musc.errors import ConfigError
 
 SHARE = 0.5  # of what is free, where nobody names a bound: features and results grow too
-LASTING = 0.92  # of what distances that wait may take: allocators lose some, and each piece has a list of its images
+LASTING = 0.98  # of what distances that wait may take: allocators lose some
 BAND, CHUNK = 32, 512  # images whose rows are completed together, and what they meet at a time
 MIB = 1 << 20
 
@@ -155,7 +155,7 @@ def cut(problem: Problem, max_bytes: int | None, block: int | None = None, on_di
     # n images that wait for each other hold at most n^2 / 4 pairs, of which J of P are wanted
     kept = LASTING * max(0, left) / p.unit  # pairs
     group = p.N if on_disk else min(p.N, int(2 * math.sqrt(kept * p.P / p.J)))
-    return Cut(fits[0], band, chunk, max(band, group))
+    return Cut(fits[0], band, chunk, group if group >= p.N else max(band, group // band * band))
 
 
 def pairs_compared(problem: Problem, cut: Cut | None) -> float:

@@ -13,8 +13,9 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,43 +51,80 @@ def planned(plan: Plan) -> Slots:
 
 
 class Waiting:
-    """Distances of images whose turn comes later, in memory or as files of a folder that goes when this is closed."""
+    """Distances of images whose turn comes later, in memory or as files of a folder that goes when this is closed.
 
-    def __init__(self, folder: Path | None, most: int) -> None:
-        self.parts: defaultdict[int, list[tuple[Tensor, Tensor, Tensor | Path]]] = defaultdict(list)
+    Memory is asked for once, for as many pieces as wait at a time, and a system gives what is written to: pieces of
+    their own, which come and go, would leave holes that the next ones do not fit.
+    """
+
+    def __init__(self, folder: Path | None, pieces: int, pairs: int, like: Tensor) -> None:
+        D, _, _, M = like.shape
+        self.parts: defaultdict[int, list[tuple[range, range, Callable[[], Tensor]]]] = defaultdict(list)
         self.folder: Path | None = None
         self.count = 0
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(folder).free
-            if most > free:
+            free, needed = shutil.disk_usage(folder).free, pieces * pairs * D * M * like.element_size()
+            if needed > free:
                 raise ConfigError(
-                    f"{folder}: distances that wait need {most / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: "
+                    f"{folder}: distances that wait need {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: "
                     "choose another folder, or none (pairs are then compared twice where memory is short)."
                 )
             self.folder = Path(tempfile.mkdtemp(prefix="musc-distances-", dir=folder))
+            pieces = 0
+        self.room = torch.empty(pieces, D * pairs * M, dtype=like.dtype, device=like.device)
+        self.free, self.shape, self.pairs = list(range(pieces)), (D, -1, M), pairs
 
-    def put(self, band: int, images: Tensor, slots: Tensor, distances: Tensor) -> None:
-        """Keeps distances [D, k, M] of k images of a band, for their rows `slots`."""
-        kept: Tensor | Path = distances
+    def put(self, images: range, others: range, found: Tensor, at: Tensor) -> None:
+        """Keeps distances `found[:, at]`, [D, k, M], of images of one band to others: of those pairs that have a slot,
+        in this order."""
+        read: Callable[[], Tensor]
         if self.folder is not None:
-            kept = self.folder / f"{self.count}.npy"
-            np.save(kept, distances.cpu().numpy())
+            file = self.folder / f"{self.count}.npy"
+            np.save(file, found[:, at].cpu().numpy())
             self.count += 1
-        self.parts[band].append((images, slots, kept))
+            read = partial(self._from_disk, file)
+        elif self.free and len(at) <= self.pairs:
+            piece = self.free.pop()
+            read = partial(self._from_room, piece, len(at))
+            torch.index_select(found, 1, at.to(found.device), out=self._view(piece, len(at)))
+        else:  # where few of all pairs are wanted, more of them than on average may wait
+            read = found[:, at].detach
+        self.parts[images.start].append((images, others, read))
 
-    def take(self, band: int, first: int, rows: Tensor) -> None:
-        """Brings what waited for a band into its rows [D, B, J, M], image `first` in row 0, and forgets it."""
-        for images, slots, kept in self.parts.pop(band, []):
-            if isinstance(kept, Path):
-                rows[:, images - first, slots] = torch.from_numpy(np.load(kept)).to(rows.device)
-                kept.unlink()
-            else:
-                rows[:, images - first, slots] = kept
+    def _view(self, piece: int, k: int) -> Tensor:
+        D, _, M = self.shape
+        return self.room[piece, : D * k * M].view(self.shape)
+
+    def _from_room(self, piece: int, k: int) -> Tensor:
+        self.free.append(piece)
+        return self._view(piece, k)
+
+    def _from_disk(self, file: Path) -> Tensor:
+        found = torch.from_numpy(np.load(file)).to(self.room.device)
+        file.unlink()
+        return found
+
+    def take(self, first: int, slots: Slots, rows: Tensor) -> None:
+        """Brings what waited for the band from image `first` on into its rows [D, B, J, M], and forgets it."""
+        for images, others, read in self.parts.pop(first, []):
+            slot = slots(images, others)
+            i, q = (slot >= 0).nonzero(as_tuple=True)
+            rows[:, i, slot[i, q]] = read()
 
     def close(self) -> None:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _Call(NamedTuple):
+    """What all comparisons of a stage share. space: memory for the distances of the largest one."""
+
+    image: Callable[[int], Tensor]
+    slots: Slots
+    compare: Compare
+    band: int
+    space: Tensor
 
 
 def completed(
@@ -97,23 +135,26 @@ def completed(
     image: raw tokens of pool image p. folder: where distances wait (None: in memory).
     """
     p, D = problem, len(problem.degrees)
-    room = torch.empty(
-        D, cut.band, p.J, p.M, device=p.device, dtype=torch.float64 if p.dtype == torch.float64 else torch.float32
-    )
-    waiting = Waiting(folder, cut.group**2 * p.unit * p.J // (4 * p.P))
+    dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+    room = torch.empty(D, cut.band, p.J, p.M, device=p.device, dtype=dtype)
+    n = cut.band + max(cut.band, cut.chunk)  # images of the largest comparison
+    call = _Call(image, slots, compare, cut.band, room.new_empty(D * 2 * n * (cut.band + 1) * p.M))
+    bands = -(-cut.group // cut.band)
+    pairs = min(cut.band**2, 5 * cut.band**2 * p.J // (4 * p.P) + 1)  # of two bands: more than wanted on average
+    waiting = Waiting(folder, bands**2 // 4, pairs, room)
     try:
         for first in range(0, p.N, cut.group):
             last = min(first + cut.group, p.N)
             for start in range(first, last, cut.band):
                 own = range(start, min(start + cut.band, last))
                 rows = room[:, : len(own)]
-                waiting.take(start, start, rows)
+                waiting.take(start, slots, rows)
                 for others in pieces(own.start, last, cut):
-                    for band, *part in block(image, problem, slots, own, others, True, rows, compare, cut.band):
-                        waiting.put(start + band * cut.band, *part)
+                    for later, *part in block(call, own, others, rows, both=True):
+                        waiting.put(later, own, *part)
                 for low, high in ((0, first), (last, p.P)):
                     for others in pieces(low, high, cut):
-                        list(block(image, problem, slots, own, others, False, rows, compare, cut.band))
+                        list(block(call, own, others, rows, both=False))
                 yield own, rows
     finally:
         waiting.close()
@@ -127,22 +168,14 @@ def pieces(low: int, high: int, cut: Cut) -> Iterator[range]:
 
 
 def block(
-    image: Callable[[int], Tensor],
-    problem: Problem,
-    slots: Slots,
-    own: range,
-    others: range,
-    both: bool,
-    rows: Tensor,
-    compare: Compare,
-    band: int,
-) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    call: _Call, own: range, others: range, rows: Tensor, *, both: bool
+) -> Iterator[tuple[range, Tensor, Tensor]]:
     """Compares images `own` with `others` (which may begin with them), and writes their distances into `rows`.
 
-    both: also the others' distances, which come back band by band: how many bands after `own`, images, their slots, and
-    distances [D, k, M].
+    both: also the others' distances to `own`, which come back band by band: its images, distances [D, _, M], and where
+    in them the pairs lie that have a slot.
     """
-    D, M, B = len(problem.degrees), problem.M, len(own)
+    (D, _, _, M), B, slots = rows.shape, len(own), call.slots
     later = range(max(others.start, own.stop), others.stop) if others.start >= own.start else others
     local = [*own, *later]
     n = len(local)
@@ -157,18 +190,16 @@ def block(
     if not len(i):
         return
     # one piece of memory for all, in which `out[:, i, slot]` lies at i + slot
-    found = torch.empty(D, 2 * n + len(i), M, device=rows.device, dtype=rows.dtype)
+    found = call.space[: D * (2 * n + len(i)) * M].view(D, 2 * n + len(i), M)
     out = found.as_strided((D, n, n + len(i), M), (found.stride(0), M, M, 1))
     slot = torch.full((n, n), -1)
     slot[i, q] = n + torch.arange(len(i)) - i
-    compare(lambda k: image(local[k]), Plan(slot, n + len(i)), out)
+    call.compare(lambda k: call.image(local[k]), Plan(slot, n + len(i)), out)
     ahead = int((i < B).sum())
     for k in range(B):
         mine = (i[:ahead] == k).nonzero()[:, 0]
         rows[:, k, wanted[k, q[mine]]] = found[:, n + mine]
-    which = (i[ahead:] - B) // band
+    which = (i[ahead:] - B) // call.band
     for number in which.unique().tolist():
         mine = ahead + (which == number).nonzero()[:, 0]
-        images = torch.tensor(local)[i[mine]]
-        after = (later.start - own.start) // band + number
-        yield after, images, wanted[i[mine], q[mine]], found[:, n + mine]
+        yield later[number * call.band : (number + 1) * call.band], found, n + mine
