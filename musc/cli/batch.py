@@ -18,6 +18,7 @@ from musc.cli.data import (
     source_of,
 )
 from musc.cli.failures import report
+from musc.cli.interrupts import lost
 from musc.cli.options import add_scheduler_option, place
 from musc.cli.outputs import add_output_options, add_threshold_option, check_folder, print_notes, write_result
 from musc.cli.settings import BY_DATA_SET, add_settings, given_settings
@@ -120,7 +121,7 @@ class Batch:
             except BrokenPipeError:
                 raise
             except Exception as error:
-                if len(self.categories) == 1:
+                if len(self.categories) == 1 or lost():
                     raise
                 report(error, where=f"{category.dataset} {category.name}", verbose=self.args.verbose)
                 yield category, None

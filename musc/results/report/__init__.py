@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from musc.datasets.base import Sample
-from musc.errors import ResultError
+from musc.errors import ResultError, cannot_write
 from musc.results import MuScResult
 from musc.results.regions import Region
 from musc.results.report.content import facts, page_data
@@ -86,7 +86,7 @@ def write_page(
         with whole(folder / PAGE) as path:
             path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise ResultError(f"the report in {folder} cannot be written ({error.strerror or error}).") from error
+        raise ResultError(cannot_write(f"the report in {folder}", error)) from error
     return folder / PAGE
 
 
@@ -100,7 +100,7 @@ def _pictures(result: MuScResult, samples: Sequence[Sample], folder: Path) -> Sh
     try:
         return save_images(result, samples, folder)
     except OSError as error:
-        raise ResultError(f"the report in {folder} cannot be written ({error.strerror or error}).") from error
+        raise ResultError(cannot_write(f"the report in {folder}", error)) from error
 
 
 def write_index(out: Path) -> Path | None:
@@ -111,14 +111,16 @@ def write_index(out: Path) -> Path | None:
         if path.exists() and SIGN not in path.read_text(encoding="utf-8", errors="replace")[:200]:
             return None
         pages = sorted(p for pattern in (PAGE, f"*/{PAGE}", f"*/*/{PAGE}") for p in out.glob(pattern))
+        pages = [page for page in pages if not page.parent.name.startswith(".")]  # of a result that is being replaced
         rows = [row for page in pages if (row := _row(page.parent, out)) is not None]
         if not rows:
+            path.unlink(missing_ok=True)  # all that it leads to is gone
             return None
         text = _environment().get_template("index.html.jinja").render(rows=rows, sign=Markup(SIGN))
         with whole(path) as partial:
             partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise ResultError(f"{path} cannot be written ({error.strerror or error}).") from error
+        raise ResultError(cannot_write(path, error)) from error
     return path
 
 
