@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,7 +131,8 @@ class Batch:
                 yield category, result
 
     def finished(self, category: Category, references: Category | None) -> MuScResult | None:
-        """The result that an earlier run left, if it is of the same images and settings."""
+        """The result that an earlier run left, if it is of the same images and settings; which kind of resized masks
+        heads the table does not count, since both are measured."""
         from musc.results import MuScResult
 
         if not (self.folder(category) / "result.json").exists():
@@ -140,7 +142,9 @@ class Batch:
         except ResultError as error:
             print(f"musc: {error}", file=sys.stderr)
             return None
-        return found if found.fingerprint == self.musc.fingerprint(category, references) else None
+        same = copy(self.musc)
+        same.config = same.config.replace(mask_protocol=found.config.mask_protocol)
+        return found if found.fingerprint == same.fingerprint(category, references) else None
 
     def _result(self, category: Category) -> MuScResult:
         from musc.results import marks, thresholds

@@ -59,6 +59,7 @@ def watch(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.folder}: there is no such folder; make it, or check the path.")
     find_result(args.against)
     from musc.results.folders import legal_names  # takes seconds: what is wrong above is said before
+    from musc.results.report import write_index
     from musc.saving import alone
     from musc.stream import Against
     from musc.watch import TABLE, Watch
@@ -93,5 +94,7 @@ def watch(args: argparse.Namespace) -> int:
             code = INTERRUPTED if args.once else DONE  # otherwise it is how one ends
             print(file=sys.stderr)
         page = watched.write_page()
+    if page is not None:
+        write_index(args.out)
     print(f"{scored} images scored: {out / TABLE}" + (f", {page}" if page else ""), file=sys.stderr)
     return code

@@ -80,6 +80,8 @@ def replacing(folder: Path, ours: Collection[str]) -> Iterator[Path]:
     """
     if Path.cwd().is_relative_to(folder.resolve()):  # it would go on working in a folder that is gone
         raise OSError(errno.EBUSY, "the working folder is it, or lies in it", str(folder))
+    if folder.is_symlink():  # what it leads to is replaced, and it goes on leading there
+        folder = Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):  # it could be moved away, and not emptied
