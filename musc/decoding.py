@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import pickle
 import signal
 from collections import deque
@@ -17,6 +18,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -114,12 +116,20 @@ def read_ahead(
 
 
 def _processes(workers: int) -> ProcessPoolExecutor:
-    """New interpreters: what a fork would copy, threads at work and a GPU, does not bear it. Ctrl-C goes to every
-    process of a terminal, and this one ends them."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(
-        workers, mp_context=context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    )
+    """New interpreters: what a fork would copy, threads at work and a GPU, does not bear it."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+
+
+def _begin() -> None:
+    """Ctrl-C goes to every process of a terminal, and the parent ends its workers; one that is killed ends nothing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _can_be_sent(sources: Sequence[Source]) -> bool:

@@ -56,6 +56,10 @@ def whole(path: Path) -> Iterator[Path]:
             _sweep(path.parent)
             yield partial
             os.replace(partial, path)
+        except OSError as error:
+            if error.filename is None or str(error.filename) == str(partial):  # which says little
+                error.filename = str(path)
+            raise
         finally:
             partial.unlink(missing_ok=True)
 

@@ -26,7 +26,7 @@ from musc.datasets.base import Category, Sample, Skipped
 from musc.datasets.decode import content_key, describe, file_bytes
 from musc.datasets.listing import Listing
 from musc.datasets.values import as_read
-from musc.errors import ConfigError, DataError, ResultError
+from musc.errors import ConfigError, DataError, ResultError, cannot_write
 from musc.results import MuScResult
 from musc.results.folders import legal_names
 from musc.results.pictures import LONGEST_SIDE, binary_mask, contour, overlay, shared_scale
@@ -86,7 +86,7 @@ class Watch:
             with whole(out / NOTE) as path:
                 path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            raise ResultError(f"{out} cannot be written ({error.strerror or error}): choose another --out.") from error
+            raise ResultError(cannot_write(out, error)) from error
 
     def look(self) -> Iterator[Arrival]:
         """One look at the folder: scores what has settled since the last one, oldest first.
@@ -95,9 +95,9 @@ class Watch:
         """
         listing = Listing(self.folder)
         found: list[tuple[State, str, Path]] = []
-        mine = self.out.resolve()
+        mine = os.path.join(os.path.realpath(self.out), "")
         for path in listing.below(self.folder):
-            if path.resolve().is_relative_to(mine):  # our own pictures
+            if os.path.realpath(path).startswith(mine):  # our own pictures
                 continue
             if (state := _state(path)) is not None and state[0]:
                 found.append((state, listing.name(path), path))
@@ -145,7 +145,7 @@ class Watch:
                 self._draw(done, copy, result)
             self._append(done, state)
         except OSError as error:
-            raise ResultError(f"{self.out} cannot be written ({error.strerror or error}): free some space.") from error
+            raise ResultError(cannot_write(self.out, error)) from error
         self.noted = self.noted or bool(squashed)
         self.reasons.pop(name, None)
         self._keep(done, state)

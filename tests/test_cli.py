@@ -330,6 +330,11 @@ def test_evaluate_prints_the_table_and_finishes_the_rest(musc, data_set, tmp_pat
     assert "from earlier runs with the same settings: cup\n" in out
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "metrics.csv", index_col=0), table)
 
+    code, out, err = musc(*words, "--category", "mug", "--mask-protocol", "official")  # both are measured
+    assert "mug: finished before" in err
+    assert "masks: official" in out
+    assert "from earlier runs with the same settings: cup\n" in out
+
     code, out, _ = musc(*words, "--category", "mug", "--degrees", "1")  # whose result is of other settings
     assert code == 0
     assert "earlier" not in out

@@ -86,7 +86,7 @@ print(json.dumps({"found": found, "batch": [batch.batch_size, *batch.anomaly_map
 @pytest.mark.nightly
 def test_anomalib_itself_reads_our_folder_and_fields(saved, tmp_path):
     """Its own data module and batch, in an environment of its own: MUSC_ANOMALIB_PYTHON is an interpreter that imports
-    anomalib 2. (FiftyOne wants a database at work, and was not tried.)"""
+    anomalib 2."""
     interpreter = os.environ.get("MUSC_ANOMALIB_PYTHON")
     if not interpreter:
         pytest.skip("set MUSC_ANOMALIB_PYTHON to a Python that has anomalib")
@@ -101,6 +101,41 @@ def test_anomalib_itself_reads_our_folder_and_fields(saved, tmp_path):
         assert shape == [3, 60, 90], name
         assert (mask is not None and mask[-1] > 0) == bool(label), name
     assert answer["batch"] == [7, 7]
+
+
+FIFTYONE = """
+import json, sys
+import fiftyone as fo
+from fiftyone.utils.data import FiftyOneImageClassificationDatasetImporter
+importer = FiftyOneImageClassificationDatasetImporter(dataset_dir=sys.argv[1], data_path="data.json")
+found = {}
+with importer:
+    for path, _, label in importer:
+        found[path] = [label.label, label.confidence, label["raw_score"], label["ground_truth"]]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.nightly
+def test_fiftyone_itself_reads_our_json(saved, tmp_path):
+    """Its own importer, in an environment of its own: MUSC_FIFTYONE_PYTHON is an interpreter that imports fiftyone."""
+    interpreter = os.environ.get("MUSC_FIFTYONE_PYTHON")
+    if not interpreter:
+        pytest.skip("set MUSC_FIFTYONE_PYTHON to a Python that has fiftyone")
+    result = MuScResult.load(saved)
+    out = export(result, tmp_path / "out", "fiftyone")
+    done = subprocess.run([interpreter, "-c", FIFTYONE, str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == len(result)
+    words = ("normal", "anomalous")
+    for i, name in enumerate(result.paths):
+        label, confidence, raw, truth = next(found[path] for path in found if path.endswith(name))
+        score = float(result.image_scores[i])
+        assert (label, truth) == (words[result.decisions[i]], words[result.labels[i]])
+        assert (confidence, raw) == pytest.approx(
+            (score if label == words[1] else 1 - score, result.raw_image_scores[i])
+        )
 
 
 def test_fiftyone_reads_our_json(saved, tmp_path):

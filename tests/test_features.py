@@ -2,6 +2,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -225,6 +227,19 @@ def test_processes_leave_ctrl_c_to_this_one_and_their_death_is_said(samples):
     with pytest.raises(ConfigError, match="a process that decodes images died"):
         list(reading)
     assert not worker.is_alive()
+
+
+@pytest.mark.nightly
+def test_processes_end_with_the_one_that_is_killed():
+    script = (
+        "import os, signal\nfrom musc import decoding\n"
+        "if __name__ == '__main__':\n    pool = decoding._processes(1)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # it waits until nobody holds the pipe any more, and the worker had it too
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=90, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert int(done.stdout)
 
 
 def test_pictures_that_cannot_be_sent_are_decoded_by_threads(caplog):

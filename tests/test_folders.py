@@ -74,6 +74,12 @@ def test_a_folder_is_replaced_and_what_is_not_ours_stays(tmp_path):
     fill(tmp_path / "r", "new")
     assert content(tmp_path / "r") == {"data": "new", "notes.txt": "mine"}
     assert os.listdir(tmp_path) == ["r"]
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/link").symlink_to("../r")
+    fill(tmp_path / "below/link", "newer")
+    assert (tmp_path / "below/link").is_symlink()
+    assert content(tmp_path / "r") == {"data": "newer", "notes.txt": "mine"}
+    assert sorted(os.listdir(tmp_path)) == ["below", "r"]
 
 
 def test_a_failure_while_filling_leaves_the_old_folder(tmp_path):

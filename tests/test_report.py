@@ -370,6 +370,18 @@ def test_the_index_lists_results_and_leaves_the_page_of_others(tab, tmp_path):
     tab.click("h2 a")
     tab.wait("document.title.includes('anomalies')")
     assert tab.errors == []
+    watched = tmp_path / "watch/belt"
+    watched.mkdir(parents=True)
+    (watched / "watch.json").write_text('{"folder": "/line/belt 2", "against": ""}')
+    (watched / "scores.csv").write_text('path,score\n"a\nb.png",1\nc.png,0\n')
+    (watched / "report.html").touch()
+    index = write_index(tmp_path).read_text()
+    assert '<a href="watch/belt/report.html">belt 2</a>' in index
+    assert "2 images scored as they arrived" in index
+    for page in tmp_path.rglob("report.html"):
+        page.unlink()
+    assert write_index(tmp_path) is None
+    assert not (tmp_path / "index.html").exists()
     (tmp_path / "index.html").write_text("<p>somebody's own")
     assert write_index(tmp_path) is None
     assert (tmp_path / "index.html").read_text() == "<p>somebody's own"

@@ -71,8 +71,8 @@ def present(spec: BackboneSpec) -> Path | None:
     if spec.library == "musc":
         return EMBEDDED_WEIGHTS
     own = weights_folder() / f"{spec.name}.safetensors"
-    if own.is_file() or not spec.repo:
-        return own if own.is_file() else None
+    if (there := os.path.isfile(own)) or not spec.repo:  # False too where we may not look, in the home of another user
+        return own if there else None
     from huggingface_hub import hf_hub_download
 
     try:
@@ -96,6 +96,8 @@ def locate(spec: BackboneSpec, weights: str | Path | None) -> tuple[Path, str]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise WeightsError(f"weights = {weights}: the file {what}. {remedy(spec)}")
+    if not os.access(path, os.R_OK):
+        raise WeightsError(f"weights = {weights}: permission denied: allow reading it (chmod +r).")
     return path, digest(path)
 
 

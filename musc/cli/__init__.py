@@ -28,6 +28,7 @@ from musc.cli import (
 )
 from musc.cli import report as report_command
 from musc.cli.failures import CLOSED_PIPE, FAILED, INTERRUPTED, report
+from musc.cli.interrupts import heard, listening, lost
 from musc.cli.options import Parser
 
 EXAMPLES = """\
@@ -51,6 +52,8 @@ examples:
 exit codes: 0 done, 1 something could not be done (it is named), 2 wrong words, 130 interrupted, 141 nobody reads the
 output any more. Run an interrupted command again, and it goes on where it was.
 """
+
+INTERRUPT = "\nmusc: interrupted. What was finished is kept; the same command goes on from there."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,21 +103,24 @@ def build_parser() -> Parser:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    args = build_parser().parse_args(argv)
-    with warnings.catch_warnings():
+    with listening(), warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        verbose = False
         try:
-            with _said_aloud() if args.verbose else nullcontext():
+            args = build_parser().parse_args(argv)
+            verbose = args.verbose
+            with _said_aloud() if verbose else nullcontext():
                 return args.command(args)
         except BrokenPipeError:
             raise
         except Exception as error:
-            report(error, verbose=args.verbose)
-            return FAILED
+            if not lost():
+                report(error, verbose=verbose)
+                return FAILED
         except KeyboardInterrupt:
-            said = "interrupted. What was finished is kept; the same command goes on from there."
-            print(f"\nmusc: {said}", file=sys.stderr)
-            return INTERRUPTED
+            heard()
+        print(INTERRUPT, file=sys.stderr)
+        return INTERRUPTED
 
 
 @contextmanager

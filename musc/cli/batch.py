@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from musc.cli.data import (
     source_of,
 )
 from musc.cli.failures import report
+from musc.cli.interrupts import lost
 from musc.cli.options import add_scheduler_option, place
 from musc.cli.outputs import add_output_options, add_threshold_option, check_folder, print_notes, write_result
 from musc.cli.settings import BY_DATA_SET, add_settings, given_settings
@@ -120,7 +122,7 @@ class Batch:
             except BrokenPipeError:
                 raise
             except Exception as error:
-                if len(self.categories) == 1:
+                if len(self.categories) == 1 or lost():
                     raise
                 report(error, where=f"{category.dataset} {category.name}", verbose=self.args.verbose)
                 yield category, None
@@ -129,7 +131,8 @@ class Batch:
                 yield category, result
 
     def finished(self, category: Category, references: Category | None) -> MuScResult | None:
-        """The result that an earlier run left, if it is of the same images and settings."""
+        """The result that an earlier run left, if it is of the same images and settings; which kind of resized masks
+        heads the table does not count, since both are measured."""
         from musc.results import MuScResult
 
         if not (self.folder(category) / "result.json").exists():
@@ -139,7 +142,9 @@ class Batch:
         except ResultError as error:
             print(f"musc: {error}", file=sys.stderr)
             return None
-        return found if found.fingerprint == self.musc.fingerprint(category, references) else None
+        same = copy(self.musc)
+        same.config = same.config.replace(mask_protocol=found.config.mask_protocol)
+        return found if found.fingerprint == same.fingerprint(category, references) else None
 
     def _result(self, category: Category) -> MuScResult:
         from musc.results import marks, thresholds

@@ -13,6 +13,7 @@ DONE, FAILED, WRONG_WORDS, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
 _REMEDIES = {
     errno.ENOSPC: "free some space, or choose another folder.",
     errno.EDQUOT: "free some space, or choose another folder.",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose another folder.",
     errno.EACCES: "give yourself the right to it, or choose another place.",
     errno.EPERM: "give yourself the right to it, or choose another place.",
     errno.EROFS: "choose a place that can be written.",
@@ -36,6 +37,8 @@ def explain(error: Exception) -> str:
         return (
             f"out of memory ({first}): try --max-memory 1GiB, --subsets 2, --batch-size 1, or a smaller --image-size."
         )
+    if "can't start new thread" in text:  # a plain RuntimeError
+        return "no more threads can be started: raise the limit of processes (ulimit -u), or set --workers 0."
     if isinstance(error, UnicodeEncodeError):
         return f"a name cannot be written in the system's encoding ({error.encoding}): set PYTHONUTF8=1 and try again."
     if isinstance(error, OSError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musc.cli.options import COUNT, Kind, Read, place
-from musc.errors import ConfigError, ResultError
+from musc.errors import ConfigError, ResultError, cannot_write
 from musc.saving import alone
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def writing(folder: Path) -> Iterator[None]:
         with alone(folder.parent):
             yield
     except OSError as error:
-        raise ResultError(f"{folder} cannot be written ({error.strerror or error}).") from error
+        raise ResultError(cannot_write(folder, error)) from error
 
 
 def write_views(

@@ -68,7 +68,8 @@ def results_below(path: Path) -> list[Path]:
     Raises ConfigError where there is none.
     """
     for pattern in ("result.json", "*/result.json", "*/*/result.json"):
-        if found := sorted(file.parent for file in path.glob(pattern)):
+        found = sorted(file.parent for file in path.glob(pattern))
+        if found := [place for place in found if place == path or not place.name.startswith(".")]:
             return found
     raise ConfigError(f"{path}: there is no result; name the folder that holds result.json.")
 

@@ -102,7 +102,7 @@ def find_result(path: Path, option: str = "--against") -> Path:
     for folder, pattern in (*patterns, (path.parent, f"*/{path.name}/result.json")):
         found = sorted(file.parent for file in folder.glob(pattern))
         # what `musc score` itself left is no pool to compare with, unless it is named
-        found = [place for place in found if place == path or "_against_" not in place.name]
+        found = [place for place in found if place == path or not ("_against_" in place.name or place.name[0] == ".")]
         if len(found) == 1:
             return found[0]
         if found:

@@ -7,7 +7,8 @@ import sys
 import time
 from contextlib import ExitStack
 
-from musc.cli.failures import DONE
+from musc.cli.failures import DONE, INTERRUPTED
+from musc.cli.interrupts import heard
 from musc.cli.options import Kind, Read, place
 from musc.cli.outputs import add_output_options, add_threshold_option, check_folder
 from musc.cli.score import earlier_result, find_result, nearby_cache
@@ -58,6 +59,7 @@ def watch(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.folder}: there is no such folder; make it, or check the path.")
     find_result(args.against)
     from musc.results.folders import legal_names  # takes seconds: what is wrong above is said before
+    from musc.results.report import write_index
     from musc.saving import alone
     from musc.stream import Against
     from musc.watch import TABLE, Watch
@@ -65,7 +67,7 @@ def watch(args: argparse.Namespace) -> int:
     place, earlier = earlier_result(args)
     out = args.out / "watch" / legal_names([args.folder.resolve().name or "folder"])[0]
     against = Against(earlier, cache=args.cache or nearby_cache(place, earlier), device=args.device)
-    scored = 0
+    scored, code = 0, DONE
     with ExitStack() as held:
         try:
             held.enter_context(alone(out, wait=False))
@@ -88,7 +90,11 @@ def watch(args: argparse.Namespace) -> int:
                     break
                 time.sleep(args.every)
         except KeyboardInterrupt:
+            heard()
+            code = INTERRUPTED if args.once else DONE  # otherwise it is how one ends
             print(file=sys.stderr)
         page = watched.write_page()
+    if page is not None:
+        write_index(args.out)
     print(f"{scored} images scored: {out / TABLE}" + (f", {page}" if page else ""), file=sys.stderr)
-    return DONE
+    return code

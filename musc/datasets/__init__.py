@@ -40,7 +40,7 @@ def detect_layout(root: Path | str) -> str:
     """
     root = _root(root)
     entries(root)
-    if visa.split_file(root).exists() or visa.prepared(root) != root:
+    if os.path.exists(visa.split_file(root)) or visa.prepared(root) != root:
         return "visa"
     categories = [root] if mvtec_ad.is_category(root) else [root / name for name in mvtec_ad.names(root)]
     if not categories:

@@ -46,11 +46,12 @@ def load(root: Path, name: str, *, dataset: str = "mvtec_ad", good: str = "good"
     """
     folder = root if is_category(root) else root / name
     test, training = child(folder, "test") or folder / "test", child(folder, "train")
-    listing, notes = Listing(folder), list[Skipped]()
+    listing, of_masks, notes = Listing(folder), Listing(folder), list[Skipped]()
     subfolders, _ = entries(test)
     truth = [f for f in (*entries(folder)[0], *subfolders) if is_masks(f.name)]
     defects = [f for f in subfolders if f not in truth]
-    masks = [mask for f in truth for mask in Listing(folder).below(f)]
+    masks = [mask for f in truth for mask in of_masks.below(f)]
+    listing.skipped += of_masks.skipped
     normal_training = _normal_training(training, good)
     spoken_of = {key(mask, folder)[0][:1] for mask in masks} & {(f.name.casefold(),) for f in defects}
     loose = split(listing.here(test), folder).photographs

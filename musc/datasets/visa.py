@@ -28,7 +28,7 @@ def split_file(root: Path) -> Path:
 
 def names(root: Path) -> list[str]:
     """The objects that the split lists, sorted; or those of a prepared copy."""
-    if not split_file(root).exists():
+    if not os.path.exists(split_file(root)):
         return mvtec_ad.names(prepared(root))
     return sorted({row["object"] for row in _rows(root)})
 
@@ -39,7 +39,7 @@ def load(root: Path, name: str) -> Category:
     A file that the split lists and that is not there is skipped by name (an image) or noted (a mask).
     Raises DataError where the split cannot be read or lists no image that is there.
     """
-    if not split_file(root).exists():
+    if not os.path.exists(split_file(root)):
         return mvtec_ad.load(prepared(root), name, dataset="visa")
     skipped: dict[str, Skipped] = {}
     notes: list[Skipped] = []

@@ -80,8 +80,12 @@ def replacing(folder: Path, ours: Collection[str]) -> Iterator[Path]:
     """
     if Path.cwd().is_relative_to(folder.resolve()):  # it would go on working in a folder that is gone
         raise OSError(errno.EBUSY, "the working folder is it, or lies in it", str(folder))
+    if folder.is_symlink():  # what it leads to is replaced, and it goes on leading there
+        folder = Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):  # it could be moved away, and not emptied
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     recover(folder, ours)
     with marked() as mark:
         partial, complete = (folder.with_name(f".{folder.name}.{mark}.{state}") for state in ("partial", "complete"))
@@ -119,9 +123,13 @@ def _swapped(complete: Path, folder: Path, old: Path) -> list[Path]:
 
 
 def _carry_over(old: Path, folder: Path, ours: Collection[str]) -> None:
+    """What is not ours goes along; where another user's may not be moved it stays, and `old` with it."""
     for entry in old.iterdir():
         if entry.name not in ours and not (folder / entry.name).exists():
-            os.rename(entry, folder / entry.name)
+            try:
+                os.rename(entry, folder / entry.name)
+            except PermissionError:
+                return
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -23,7 +23,7 @@ from scipy import ndimage
 from musc.datasets.base import Sample
 from musc.datasets.images import image_size, read_image
 from musc.datasets.values import as_read
-from musc.errors import DataError, ResultError
+from musc.errors import DataError, ResultError, cannot_write
 from musc.results import MuScResult
 from musc.results.folders import legal_names
 from musc.saving import whole
@@ -83,7 +83,7 @@ def save_pictures(result: MuScResult, samples: Sequence[Sample], folder: Path) -
                     with whole(folder / kind / names[name]) as path:
                         draw(name, anomaly_map).save(path, format="png")
     except OSError as error:
-        raise ResultError(f"pictures in {folder} cannot be written ({error.strerror or error}).") from error
+        raise ResultError(cannot_write(f"pictures in {folder}", error)) from error
     return names
 
 

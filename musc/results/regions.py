@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 
 from musc.datasets.base import Sample
 from musc.datasets.images import image_size
-from musc.errors import ConfigError, DataError, ResultError
+from musc.errors import ConfigError, DataError, ResultError, cannot_write
 from musc.results import MuScResult
 from musc.results.outlines import outlines
 from musc.results.pictures import binary_mask
@@ -164,7 +164,7 @@ def save_regions(
             text = json.dumps(coco(result, found, sizes, smallest=smallest, merge=merge))
             path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise ResultError(f"regions in {folder} cannot be written ({error.strerror or error}).") from error
+        raise ResultError(cannot_write(f"regions in {folder}", error)) from error
     return found
 
 

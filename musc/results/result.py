@@ -184,6 +184,8 @@ class MuScResult:
             raise ResultError(
                 f"{folder} holds no finished result: {error.filename} is missing. Run it again."
             ) from error
+        except PermissionError as error:
+            raise ResultError(f"{error.filename or folder} cannot be read: allow reading it (chmod +rX).") from error
         except ResultError:
             raise
         except Exception as error:  # damaged JSON, CSV and arrays fail in many ways

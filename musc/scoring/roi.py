@@ -26,6 +26,7 @@ from musc.config import MuScConfig
 from musc.datasets.base import Sample
 from musc.datasets.decode import content_key, describe
 from musc.datasets.images import image_size, read_mask
+from musc.datasets.listing import entries
 from musc.errors import ConfigError, DataError
 from musc.features import Features
 from musc.scoring.aggregation import prepared
@@ -42,13 +43,14 @@ def mask_files(roi: str, samples: Sequence[Sample]) -> dict[str, Path]:
     """The file that holds the region of each image, by its name: `roi` itself, or one of the folder `roi`.
 
     In a folder a mask has its image's relative path, with any suffix, or its bare name. Raises ConfigError where there
-    is no such file or folder, or an image has no mask in it.
+    is no such file or folder, or an image has no mask in it, DataError where it may not be listed.
     """
     place = Path(roi)
     if place.is_file():
         return dict.fromkeys((s.name for s in samples), place)
     if not place.is_dir():
         raise ConfigError(f'roi = {roi}: there is no such file or folder; name a mask, a folder of masks, or "auto".')
+    entries(place)  # says so where it may not be listed
     files = sorted(p for p in place.rglob("*") if p.is_file() and not p.name.startswith("."))
     by_path = {p.relative_to(place).with_suffix("").as_posix(): p for p in files}
     bare = [p.stem.removesuffix("_mask") for p in files]

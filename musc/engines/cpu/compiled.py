@@ -42,7 +42,8 @@ class WorkerPool:
 
     def __exit__(self, *error: object) -> None:
         self.executor.shutdown(cancel_futures=True)
-        del self.images, self.own
+        del self.images
+        self.own = local()  # and not gone: Ctrl-C may have come while a thread was being started
         for memory in self.memory:
             POOL.give(memory)
 

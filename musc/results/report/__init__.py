@@ -6,6 +6,7 @@ mark as good or bad. It needs no server and no network; its pictures lie beside 
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -17,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from musc.datasets.base import Sample
-from musc.errors import ResultError
+from musc.errors import ResultError, cannot_write
 from musc.results import MuScResult
 from musc.results.regions import Region
 from musc.results.report.content import facts, page_data
@@ -86,7 +87,7 @@ def write_page(
         with whole(folder / PAGE) as path:
             path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise ResultError(f"the report in {folder} cannot be written ({error.strerror or error}).") from error
+        raise ResultError(cannot_write(f"the report in {folder}", error)) from error
     return folder / PAGE
 
 
@@ -100,25 +101,29 @@ def _pictures(result: MuScResult, samples: Sequence[Sample], folder: Path) -> Sh
     try:
         return save_images(result, samples, folder)
     except OSError as error:
-        raise ResultError(f"the report in {folder} cannot be written ({error.strerror or error}).") from error
+        raise ResultError(cannot_write(f"the report in {folder}", error)) from error
 
 
 def write_index(out: Path) -> Path | None:
-    """Write index.html over all results below `out` that have a report; None where there is none, or where an
-    index.html lies there that is not ours. Raises ResultError where it cannot be written."""
+    """Write index.html over all results below `out` that have a report, and over folders that `musc watch` filled; None
+    where there is none, or where an index.html lies there that is not ours. Raises ResultError where it cannot be
+    written."""
     path = out / INDEX
     try:
         if path.exists() and SIGN not in path.read_text(encoding="utf-8", errors="replace")[:200]:
             return None
         pages = sorted(p for pattern in (PAGE, f"*/{PAGE}", f"*/*/{PAGE}") for p in out.glob(pattern))
+        pages = [page for page in pages if not page.parent.name.startswith(".")]  # of a result that is being replaced
         rows = [row for page in pages if (row := _row(page.parent, out)) is not None]
-        if not rows:
+        watched = [row for page in pages if (row := _watched(page.parent, out)) is not None]
+        if not rows and not watched:
+            path.unlink(missing_ok=True)  # all that it leads to is gone
             return None
-        text = _environment().get_template("index.html.jinja").render(rows=rows, sign=Markup(SIGN))
+        text = _environment().get_template("index.html.jinja").render(rows=rows, watched=watched, sign=Markup(SIGN))
         with whole(path) as partial:
             partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise ResultError(f"{path} cannot be written ({error.strerror or error}).") from error
+        raise ResultError(cannot_write(path, error)) from error
     return path
 
 
@@ -138,6 +143,17 @@ def _row(folder: Path, out: Path) -> dict[str, Any] | None:
         "top": [{"picture": quote(f"{where}/{t}"), "name": result.paths[i], "score": result.raw_image_scores[i]}
                 for t, i in zip(thumbnails, order, strict=True)],
     }  # fmt: skip
+
+
+def _watched(folder: Path, out: Path) -> dict[str, Any] | None:
+    """What `musc watch` wrote, of which there is no result: its page and how many images have a score."""
+    try:
+        name = Path(json.loads((folder / "watch.json").read_text(encoding="utf-8"))["folder"]).name
+        with (folder / "scores.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as table:
+            images = sum(1 for _ in csv.DictReader(table))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return {"name": name, "images": images, "page": quote(f"{folder.relative_to(out).as_posix()}/{PAGE}")}
 
 
 def _script_json(data: Any) -> Markup:
