@@ -173,15 +173,16 @@ def page() -> str:
     lines = [lead(found), "", f"Shown whole in the executed notebooks: {count(found)}.", "", READING]
     for kind, title in (("table", "Tables"), ("figure", "Figures")):
         ran = "Cells run on the paper's data" if kind == "table" else "Drawn from the paper's data"
-        lines += [f"## {title}", "", f"| | Chapter | Command | Could be run | {ran} | Stand-in |", "|:--" * 6 + "|"]
+        head = f"| {kind.title()} | Chapter | `musc reproduce` | Could be run | {ran} | Stand-in |"
+        lines += [f"## {title}", "", head, "|:--" * 6 + "|"]
         for name, item in REGISTRY.items():
             if item.kind == kind:
                 shown_of = found[name]
                 real = "{} of {}".format(*shown_of.run) if kind == "table" else "no"
                 real = "yes" if shown_of.drawn_from_the_papers_data else real
                 lines.append(
-                    f"| {item.title} | [{item.notebook[:2]}](../notebooks/{item.notebook}.ipynb) | "
-                    f"`musc reproduce {name}` | {item.measured} | {real if shown_of.summary else 'not executed'} | "
+                    f"| {item.title.split()[1]} | [{item.notebook[:2]}](../notebooks/{item.notebook}.ipynb) | "
+                    f"`{name}` | {item.measured} | {real if shown_of.summary else 'not executed'} | "
                     f"{shown_of.stand_in} |"
                 )
         lines.append("")
