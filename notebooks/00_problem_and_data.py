@@ -303,7 +303,7 @@ verdict(
 # ````
 #
 # Of $N$ images, $N - 1$ are others, and Eq. 2 takes $K = \lfloor 0.3 (N - 1) \rfloor$ of them, at least one. A normal image has
-# $N_{normal} - 1$ normal others.
+# $N_{\text{normal}} - 1$ normal others.
 
 # %% tags=["solution"]
 witnesses = counts[["images", "normal"]].copy()

@@ -101,7 +101,7 @@ table.head(8).set_index("rank")
 # %% [markdown]
 # `image` is after RsCIN, `image_before_rscin` before. `pixel_clean` and `pixel_official` differ in how masks are
 # resized ([next chapter](06_metrics.ipynb)); these pictures are as large as their maps, so there is nothing to resize.
-# The labels and masks were read for this table only; without them it is empty, and all all else is the same.
+# The labels and masks were read for this table only; without them it is empty, and all else is the same.
 
 # %% tags=["remove-input"]
 from musc.plugin.agreement import agreement
@@ -170,7 +170,7 @@ verdict(
     rescoring < 0.001 * work.sum(),
 )
 
-# %% mystnb={"figure": {"caption": "Work over the number of images, each in multiples of its own at 10 images. The square overtakes the line; splitting into s subsets (Sec. 4.2) divides them by s.", "name": "fig-pipeline-cost"}, "image": {"alt": "Log axes: extraction rises by one decade per decade of images, mutual scoring by two; with three subsets it runs in parallel, lower by a factor of three."}}
+# %% mystnb={"figure": {"caption": "Work over the number of images, in multiples of that at 10 images in one set. The square overtakes the line; splitting into s subsets (Sec. 4.2) divides the pairs by s.", "name": "fig-pipeline-cost"}, "image": {"alt": "Log axes: extraction rises by one decade per decade of images, mutual scoring by two; with three subsets it runs in parallel, lower by a factor of three."}}
 N = np.arange(10, 401, 10)
 figure, ax = plt.subplots(figsize=(5.4, 3.3), layout="constrained")
 ax.plot(N, N / 10, color=figures.BLUE, linewidth=2, label="extraction: $N$")
