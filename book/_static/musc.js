@@ -2,3 +2,17 @@
 if (location.protocol === "file:") {
   DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 }
+
+/* Figures that are too wide for a phone, each in a box that can scroll; musc.css says when it does. */
+document.addEventListener("DOMContentLoaded", () => {
+  for (const image of document.querySelectorAll(".bd-article figure img")) {
+    const box = () => {
+      if (image.naturalWidth <= 680) return;
+      const wide = document.createElement("div");
+      wide.className = "wide";
+      image.replaceWith(wide);
+      wide.append(image);
+    };
+    image.complete ? box() : image.addEventListener("load", box, { once: true });
+  }
+});
