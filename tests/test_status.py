@@ -40,8 +40,8 @@ def test_status_page_is_generated():
     content = [text]
     book_sphinx.with_status(SimpleNamespace(), "book/status", content)
     for item in REGISTRY.values():
-        row = next(line for line in content[0].splitlines() if line.startswith(f"| {item.title} |"))
-        assert f"`musc reproduce {item.name}`" in row
+        row = next(line for line in content[0].splitlines() if f"| `{item.name}` |" in line)
+        assert f"{item.kind.title()} {row.split(' | ')[0].lstrip('| ')}" == item.title
         assert f"({'../notebooks/' + item.notebook}.ipynb)" in row
         ran = "{} of {}".format(*FOUND[item.name].run) if item.kind == "table" else "no"
         assert f"| {ran} |" in row
