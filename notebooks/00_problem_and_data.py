@@ -260,7 +260,7 @@ for ax, (name, mean) in zip(axes.flat, overlap.items(), strict=False):
         vmin=0,
         vmax=100 * max(m.max() for m in overlap.values()),
     )
-    title = f"{name.replace('_', ' ')}\nat most {100 * mean.max():.0f} %"
+    title = f"{name.replace('_', ' ')}\nat most {100 * mean.max():.3g} %"
     _ = ax.set_title(title, fontsize=9)
 _ = figure.colorbar(shown, ax=axes, label="anomalous [% of images]", shrink=0.9)
 

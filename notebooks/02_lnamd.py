@@ -174,7 +174,7 @@ standing.rename(columns=lambda r: f"r = {r}").round(1)
 s, big = standing.loc["small"], standing.loc["large"]
 verdict(
     f"The small defect melts: at $r = 1$ its token stands {s[1]:.1f} standard deviations out of "
-    f"those without a defect, at $r = 5$ {s[5]:.1f}, at $r = 9$ {s[9]:.1f}. Of the large one "
+    f"those without a defect, {s[5]:.1f} at $r = 5$ and {s[9]:.1f} at $r = 9$. Of the large one "
     f"{100 * big[5] / big[1]:.0f} % is left at $r = 5$, of the small one "
     f"{100 * s[5] / s[1]:.0f} %.",
     s[1] > s[3] > s[5],
@@ -395,7 +395,7 @@ angle = (plain * full).sum(dim=1).clamp(-1, 1).arccos().rad2deg()
 verdict(
     f"The final L2 norm undoes any division: without it no cosine changes by more than 1e-6. What "
     f"stays is the subtraction of one number from every channel, the mean over the whole image, "
-    f"which turns the tokens by {float(angle.mean()):.2f} degrees on average.",
+    f"which turns the tokens by {float(angle.mean()):.0f} degrees on average.",
     torch.allclose(divided_only, plain, atol=1e-6),
     angle.mean() > 0,
 )

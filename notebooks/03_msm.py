@@ -243,7 +243,7 @@ usual = (whole[kind == 0] - part[kind == 0]).mean()
 lift = (whole[kind == 1] - part[kind == 1]).mean()
 (
     verdict(
-        f"Three things to see. Anomalous patches find little: only {100 * below:.1f} % of their distances lie below "
+        f"Three things to see. Anomalous patches find little: only {100 * below:.1g} % of their distances lie below "
         "the median of the normal ones.",
         below < 0.2,
     )

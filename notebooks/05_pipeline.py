@@ -164,7 +164,7 @@ pd.concat([(work / 1e9).round(2), shares.round(1)], axis=1)
 extraction, mutual, rescoring = work
 verdict(
     f"With {N} images mutual scoring is {mutual / extraction:.1f} times the work"
-    f" of extraction already, and re-scoring, {100 * rescoring / work.sum():.3f} %"
+    f" of extraction already, and re-scoring, {100 * rescoring / work.sum():.1g} %"
     " of the whole, is nothing.",
     mutual > extraction,
     rescoring < 0.001 * work.sum(),

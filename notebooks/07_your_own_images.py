@@ -223,6 +223,7 @@ for name, t in thresholds_tried.items():
     colour, style = styles[name]
     ax.axhline(t.value, color=colour, linestyle=style, label=name)
 ax.set(xlabel="image, by score", ylabel="raw score")
+ax.locator_params(axis="x", integer=True)
 ax.spines[["top", "right"]].set_visible(False)
 _ = ax.legend(frameon=False, title="threshold")
 

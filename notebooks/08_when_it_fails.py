@@ -391,8 +391,8 @@ _ = axes[0].legend(frameon=False, fontsize=9)
 hits = flags["flagged, defective"]
 verdict(
     f"Of {flags['defective'].max()} defective images the threshold flags {hits['plain']} by"
-    f" the plain scores and {hits['corrected']} by the corrected ones, with"
-    f" {flags['flagged, normal'].max()} false alarms at most.",
+    f" the plain scores and {hits['corrected']} by the corrected ones; of normal images"
+    f" it flags at most {flags['flagged, normal'].max()}.",
     hits["corrected"] > hits["plain"],
     flags["flagged, normal"].max() <= 2,
 )
@@ -539,7 +539,7 @@ highest = pd.DataFrame(highest, index=["swapped", "normal"]).T
 highest.index.names = ["window", "seed"]
 contrast = (highest["swapped"] / highest["normal"]).unstack()
 print("score of the swapped board / highest score of a normal one")
-contrast.round(2)
+contrast.rename(index="{:g}".format).round(2)
 
 # %% mystnb={"figure": {"caption": "The board with the wrong part (outlined) and a normal one: plain maps, and with a window of one patch. One colour scale.", "name": "fig-fails-window"}, "image": {"alt": "Two boards; the plain map is hardly brighter at the wrong part than elsewhere, in the windowed map it is the brightest spot of both."}}
 masks = figures.masks_at(boards, 224)
@@ -672,7 +672,7 @@ assert not torch.allclose(lone[0], lone[1])
 
 # %% tags=["solution"]
 narrow = highest["normal"].unstack().mean(axis=1)
-narrow.rename("highest normal score").round(3)
+narrow.rename("{:g}".format).rename("highest normal score").round(3).to_frame()
 
 # %% tags=["solution", "remove-input"]
 verdict(

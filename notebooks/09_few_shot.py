@@ -138,7 +138,8 @@ frame = fewshot.sweep(
 found = fewshot.summary(frame)
 auroc = found[(found["group"] == "image") & (found["metric"] == "auroc")]
 shown = auroc.assign(
-    mean=(100 * auroc["mean"]).round(1), spread=(100 * auroc["spread"]).round(1)
+    mean=(100 * auroc["mean"]).round(1),
+    spread=(100 * auroc["spread"]).map("{:.1f}".format).replace("nan", "–"),
 )
 print(
     f"profile demo: {len(product)} images of {product.name}, {normal} references,"
@@ -339,15 +340,15 @@ print(f"stream of {len(arriving)} and batch: equal to 1e-5")
 last = {name: c[-1] for name, c in cost.items()}
 print("comparisons of the last image:", last)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Raw scores of images as they come, by all that came before and by the last eight. The first image has no score.", "name": "fig-stream"}, "image": {"alt": "Raw scores over the order of arrival, filled dots and open circles; blue for normal, orange for anomalous images; dot and circle coincide up to the ninth image and lie close after it."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Raw scores of images as they come, by all that came before and by the last eight. The first image has no score.", "name": "fig-stream"}, "image": {"alt": "Raw scores over the order of arrival, filled and open marks; blue circles for normal, orange triangles for anomalous images; the two marks of an image coincide up to the ninth image and lie close after it."}}
 figure, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
 labels = np.array([s.label for s in arriving])
 place = np.arange(1, len(arriving) + 1)
 for name, fill in (("all held", True), ("8 held", False)):
     values = np.array(scores[name])
-    for label, colour, kind in (
-        (0, figures.BLUE, "normal"),
-        (1, figures.ORANGE, "anomalous"),
+    for label, colour, kind, marker in (
+        (0, figures.BLUE, "normal", "o"),
+        (1, figures.ORANGE, "anomalous", "^"),
     ):
         ax.scatter(
             place[labels == label],
@@ -355,6 +356,7 @@ for name, fill in (("all held", True), ("8 held", False)):
             s=26 if fill else 80,
             color=colour if fill else "none",
             edgecolors=colour,
+            marker=marker,
             label=f"{kind}, {name}",
         )
 ax.set_xlabel("order of arrival")

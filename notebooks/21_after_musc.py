@@ -340,7 +340,7 @@ weight = links.graph(*links.suspects(full))
 inside = [weight[i, j] for i in members for j in members if i < j]
 across = [weight[i, j] for i in members for j in set(range(N)) - {*members}]
 
-# %% mystnb={"figure": {"caption": "One image that got the defect: its map by the plain method, and corrected, on one colour scale; and the graph of all images. Orange: those that share the defect; the darker a line, the more suspicious the link.", "name": "fig-after-graph"}, "image": {"alt": "Two maps, the first dark, the second with a bright spot at the defect; a ring of points, five of which are orange and joined to each other by dark lines."}}
+# %% mystnb={"figure": {"caption": "One image that got the defect: its map by the plain method, and corrected, on one colour scale; and the graph of all images. Orange triangles: those that share the defect; the darker a line, the more suspicious the link.", "name": "fig-after-graph"}, "image": {"alt": "Two maps, the first dark, the second with a bright spot at the defect; a ring of points, five of which are orange triangles and joined to each other by dark lines."}}
 figure, axes = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")
 host = int(hosts[0])
 top = float(after[host].max())
@@ -357,8 +357,11 @@ for i in range(N):
     for j in range(i):
         if (strength := float(weight[i, j])) > 0:
             axes[2].plot(x[[i, j]], y[[i, j]], color="0.2", alpha=strength)
-colours = [figures.ORANGE if i in members else figures.BLUE for i in range(N)]
-axes[2].scatter(x, y, c=colours, s=40, zorder=3)
+share = np.isin(np.arange(N), members)
+axes[2].scatter(x[~share], y[~share], c=figures.BLUE, s=40, zorder=3)
+axes[2].scatter(
+    x[share], y[share], c=figures.ORANGE, s=55, marker="^", zorder=3
+)
 axes[2].set_title("suspicious links", fontsize=10)
 axes[2].set_aspect("equal")
 _ = axes[2].axis("off")

@@ -32,7 +32,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, display
 
 from musc.results import figures
 from musc.verdicts import verdict
@@ -68,7 +68,7 @@ for way, marker, colour in zip(by_way, "so^", figures.SERIES, strict=True):
         by_way[way].dropna(),
         marker=marker,
         color=colour,
-        label=f"{way}: N^{exponents[way]:.2f}",
+        label=f"{way}: $N^{{{exponents[way]:.2f}}}$",
     )
 ax.set(
     xscale="log",
@@ -114,7 +114,10 @@ for gpus in (1, 2):
         for what in ("peak (MiB)", "largest error"):
             row[what] = of["exact"].get(what, "not run")
         on_gpus.append({"GPUs": gpus, "images": images} | row)
-pd.DataFrame(on_gpus).set_index(["GPUs", "images"])
+if rows:
+    display(pd.DataFrame(on_gpus).set_index(["GPUs", "images"]))
+else:
+    print("not run: no GPU was at hand, on one nor on two")
 
 # %% [markdown]
 # ## Memory
@@ -142,7 +145,7 @@ verdict(
 )
 
 # %% [markdown]
-# The run that this page was written for, 2,000 images below 2 GiB, is `python -m benchmarks.scale memory`; the table has what was run so far.
+# `python -m benchmarks.scale memory` made this table.
 #
 # The tokens themselves may lie on disk: a tensor over a memory-mapped file (`torch.from_file`) is read image by image.
 #

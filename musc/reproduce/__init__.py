@@ -188,7 +188,7 @@ def _stamp(lab: Profile) -> str:
     return f"{lab.name}-{re.sub(r'[^A-Za-z0-9.]+', '-', lab.config.backbone)}-{digest}"
 
 
-def remarks(*names: str, width: int = 100) -> str:
+def remarks(*names: str, width: int = 88) -> str:
     """What can be said of the paper's own numbers in some tables: how many of its sentences about them hold, and every
     contradiction that `paper.contradictions` finds there, as lines of at most `width` characters."""
     numbers = {item.number for item in map(find, names) if item.kind == "table"}

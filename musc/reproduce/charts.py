@@ -46,12 +46,6 @@ def dots(frame: pd.DataFrame, labels: Sequence[str], metrics: Sequence[str] = ()
         for line in frame[frame["metric"] == metric].to_dict("records"):
             colour, y = COLOURS.get(line["dataset"], OTHER), names.index(line["label"])
             for source in (s for s in SOURCES if pd.notna(line[s])):
-                style = {
-                    "marker": MARKERS[source],
-                    "s": 22 if source == "released" else 46,
-                    "zorder": 3,
-                    "linewidths": 1.5,
-                }
                 face, size = colour if source == "here" else "none", 22 if source == "released" else 46
                 style = {"marker": MARKERS[source], "facecolors": face, "edgecolors": colour}
                 point = ax.scatter(line[source], y, s=size, zorder=3, linewidths=1.5, **style)  # type: ignore[arg-type]
