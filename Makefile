@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests in several processes, each with files of its own.
+APART := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Without a GPU the pair of torch and torchvision is pinned, so that pip never fetches CUDA builds of torch.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 
@@ -15,12 +17,12 @@ course: setup browser
 	$(BIN)/python -m tools.course
 
 # The CPU engine's kernels are compiled first. Then a process for every core, up to four: each keeps the files that it
-# was given, so that one alone builds the book.
+# was given, so that one alone builds the book. In their own order: what is long does not come last.
 test: setup lint browser
 	$(BIN)/python -m musc.engines.cpu
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --nbval --nbval-current-env \
-		--nbval-sanitize-with tests/nbval.cfg notebooks
+	$(BIN)/python -m pytest $(APART) --durations 20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(APART) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+		notebooks
 
 # What takes too long for every change: tests that repeat a daily one on more, the notebooks with small parameters.
 nightly: setup

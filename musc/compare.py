@@ -100,7 +100,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         yield found
         return
     yield found
-    found.gib = (_high_water() - before) / GIB
+    found.gib = max(0, _high_water() - before) / GIB  # pages that the system took back meanwhile are no gain
 
 
 def _high_water() -> int:

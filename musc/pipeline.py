@@ -124,8 +124,7 @@ class MuSc:
         return tiles.map_size(size, c.tiles, c.tile_overlap) if c.tiles > 1 else size
 
     def fitted(self, samples: Sequence[Sample]) -> tuple[MuSc, list[str]]:
-        """This pipeline where its image_size says so; for "short:448" one with the size that these images ask for
-        (`proportions.input_size`), and a note on images of other proportions."""
+        """This pipeline, or for "short:448" one of the size that these images ask for; notes on other proportions."""
         config, notes = self._sized(samples)
         if config is self.config:
             return self, []
