@@ -61,7 +61,7 @@ for way in by_way:
     exponents[way] = np.polyfit(np.log(some.index), np.log(some), 1)[0]
 by_way.rename_axis(None, axis=1)
 
-# %% mystnb={"figure": {"caption": "Time over the number of images, both on logarithmic scales, with the exponent of a line fitted to the logarithms.", "name": "fig-scale-time"}, "image": {"alt": "Three rising lines: exact is the highest and steepest, look-alikes lie below it, references are the lowest and least steep."}}
+# %% mystnb={"figure": {"caption": "Time over the number of images, both on logarithmic scales, with the exponent of a line fitted to the logarithms.", "name": "fig-scale-time"}, "image": {"alt": "Three rising lines: exact is the highest and steepest, look-alikes lie below it, references are the least steep and end lowest."}}
 fig, ax = plt.subplots(figsize=(6, 3.4))
 for way, marker, colour in zip(by_way, "so^", figures.SERIES, strict=True):
     ax.plot(

@@ -189,7 +189,7 @@ def test_the_earlier_result_survives_a_full_disk(disturbed, workplaces, tmp_path
     wanted = data(tmp_path / "old"), data(tmp_path / "new")
     assert wanted[0] != wanted[1]
     seen = set()
-    for step in steps(made["steps"], 5):
+    for step in steps(made["steps"], 8):
         shutil.copytree(tmp_path / "old", tmp_path / "r")
         answer = disturbed(other, tmp_path / "r", step=step, errno=errno.ENOSPC)
         is_clear(answer, step)
