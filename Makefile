@@ -16,10 +16,10 @@ book: setup demo weights
 course: setup browser
 	$(BIN)/python -m tools.course
 
-# The CPU engine's kernels are compiled first. Then a process for every core, up to four: each keeps the files that it
-# was given, so that one alone builds the book. In their own order: what is long does not come last.
-test: setup lint browser
-	$(BIN)/python -m musc.engines.cpu
+# The CPU engine's kernels are compiled beside the checks of the text. Then a process for every core, up to four: each
+# keeps the files that it was given, so that one alone builds the book. In their own order: what is long does not come last.
+test: setup browser
+	$(BIN)/python -m musc.engines.cpu & compiling=$$!; $(MAKE) lint && wait $$compiling
 	$(BIN)/python -m pytest $(APART) --durations 20
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(APART) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
 		notebooks
