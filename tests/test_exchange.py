@@ -83,18 +83,22 @@ print(json.dumps({"found": found, "batch": [batch.batch_size, *batch.anomaly_map
 """
 
 
+def told_by(variable, library, code, folder):
+    """What `code` says of a folder, in JSON, run by the interpreter that `variable` names: it has the real library."""
+    interpreter = os.environ.get(variable)
+    if not interpreter:
+        pytest.skip(f"set {variable} to a Python that has {library}")
+    done = subprocess.run([interpreter, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.nightly
 def test_anomalib_itself_reads_our_folder_and_fields(saved, tmp_path):
     """Its own data module and batch, in an environment of its own: MUSC_ANOMALIB_PYTHON is an interpreter that imports
     anomalib 2."""
-    interpreter = os.environ.get("MUSC_ANOMALIB_PYTHON")
-    if not interpreter:
-        pytest.skip("set MUSC_ANOMALIB_PYTHON to a Python that has anomalib")
     result = MuScResult.load(saved)
-    out = export(result, tmp_path / "out", "anomalib")
-    done = subprocess.run([interpreter, "-c", ANOMALIB, str(out)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    answer = json.loads(done.stdout.splitlines()[-1])
+    answer = told_by("MUSC_ANOMALIB_PYTHON", "anomalib", ANOMALIB, export(result, tmp_path / "out", "anomalib"))
     flagged = {name.replace("/", "_"): int(d) for name, d in zip(result.paths, result.decisions, strict=True)}
     assert {name: label for name, (label, _, _) in answer["found"].items()} == flagged
     for name, (label, shape, mask) in answer["found"].items():
@@ -119,14 +123,8 @@ print(json.dumps(found))
 @pytest.mark.nightly
 def test_fiftyone_itself_reads_our_json(saved, tmp_path):
     """Its own importer, in an environment of its own: MUSC_FIFTYONE_PYTHON is an interpreter that imports fiftyone."""
-    interpreter = os.environ.get("MUSC_FIFTYONE_PYTHON")
-    if not interpreter:
-        pytest.skip("set MUSC_FIFTYONE_PYTHON to a Python that has fiftyone")
     result = MuScResult.load(saved)
-    out = export(result, tmp_path / "out", "fiftyone")
-    done = subprocess.run([interpreter, "-c", FIFTYONE, str(out)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = told_by("MUSC_FIFTYONE_PYTHON", "fiftyone", FIFTYONE, export(result, tmp_path / "out", "fiftyone"))
     assert len(found) == len(result)
     words = ("normal", "anomalous")
     for i, name in enumerate(result.paths):
