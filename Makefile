@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests in several processes, each with files of its own.
-APART := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Tests in several processes, one more than cores because some of them wait; each with files of its own, in their order.
+APART := -n $(shell $(PYTHON) -c "import os; print(min(os.cpu_count(), 3) + 1)") --dist loadfile --no-loadscope-reorder
 # Without a GPU the pair of torch and torchvision is pinned, so that pip never fetches CUDA builds of torch.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 
@@ -16,13 +16,14 @@ book: setup demo weights
 course: setup browser
 	$(BIN)/python -m tools.course
 
-# The CPU engine's kernels are compiled beside the checks of the text. Then a process for every core, up to four: each
-# keeps the files that it was given, so that one alone builds the book. In their own order: what is long does not come last.
+# The CPU engine's kernels are compiled beside the checks of the text. Then tests and notebooks run from one queue: the
+# notebooks come first, so that nothing long comes last. Hundreds of processes start, and share our bytecode whatever the
+# environment says.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup browser
 	$(BIN)/python -m musc.engines.cpu & compiling=$$!; $(MAKE) lint && wait $$compiling
-	$(BIN)/python -m pytest $(APART) --durations 20
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(APART) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
-		notebooks
+	$(BIN)/python -m pytest $(APART) --durations 20 --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+		notebooks tests
 
 # What takes too long for every change: tests that repeat a daily one on more, the notebooks with small parameters.
 nightly: setup

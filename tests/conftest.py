@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ from jaxtyping import install_import_hook
 # Before torch is imported, and for the processes that tests start. Nearly all tensors here are small: threads that wait
 # for each other then take longer than one that works, ten times as long where another process has the second core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# What "auto" means must not depend on the machine: only tests that ask for the real weights look where they lie.
-OWN_WEIGHTS = os.environ.get("MUSC_WEIGHTS")
-os.environ["MUSC_WEIGHTS"] = os.environ["HF_HUB_CACHE"] = str(Path(__file__).parent / "no_weights_here")
+# `nohup make test &` starts with Ctrl-C ignored, and so would every process whose interruption is tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Wraps every annotated function of musc: a tensor of another shape than its signature says fails the test.
 _finder = install_import_hook("musc", "typecheck.checker").hook
@@ -33,12 +34,23 @@ def shared() -> Path:
     return folder
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """What "auto" means must not depend on the machine: only tests that ask for the real weights look where they lie.
+
+    The notebooks run in the same process, and show what is there.
+    """
+    nowhere = str(Path(__file__).parent / "no_weights_here")
+    with pytest.MonkeyPatch.context() as here:
+        if "own_weights" not in getattr(item, "fixturenames", ()):
+            here.setenv("MUSC_WEIGHTS", nowhere)
+            here.setenv("HF_HUB_CACHE", nowhere)
+        return (yield)
+
+
 @pytest.fixture
-def own_weights(monkeypatch):
+def own_weights():
     """The weights that `musc weights` brought to this machine are found, as outside of tests."""
-    monkeypatch.delenv("MUSC_WEIGHTS")
-    if OWN_WEIGHTS:
-        monkeypatch.setenv("MUSC_WEIGHTS", OWN_WEIGHTS)
 
 
 @pytest.fixture(scope="session")

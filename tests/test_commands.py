@@ -102,7 +102,7 @@ def why_not(words):
     if words[1] == "watch":
         return "goes on until it is ended; test_watch.py runs it"
     if words[1] == "weights":
-        return "needs a network; test_weights_command.py has one of its own"
+        return "needs a network; test_fetch.py has one of its own"
     return "names a choice, and no command" if CHOICES & set(words) or words[2:] == ["folder"] else None
 
 
