@@ -7,6 +7,9 @@ APART := -n $(shell $(PYTHON) -c "import os; print(min(os.cpu_count(), 3) + 1)")
 # Without a GPU the pair of torch and torchvision is pinned, so that pip never fetches CUDA builds of torch.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 
+# Hundreds of processes start: none compiles our sources again, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: book course test nightly lint setup browser demo weights clean
 
 book: setup demo weights
@@ -17,9 +20,7 @@ course: setup browser
 	$(BIN)/python -m tools.course
 
 # The CPU engine's kernels are compiled beside the checks of the text. Then tests and notebooks run from one queue: the
-# notebooks come first, so that nothing long comes last. Hundreds of processes start, and share our bytecode whatever the
-# environment says.
-test: export PYTHONDONTWRITEBYTECODE =
+# notebooks come first, so that nothing long comes last.
 test: setup browser
 	$(BIN)/python -m musc.engines.cpu & compiling=$$!; $(MAKE) lint && wait $$compiling
 	$(BIN)/python -m pytest $(APART) --durations 20 --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
@@ -46,7 +47,8 @@ weights: setup
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q $(CONSTRAINTS) -e '.[all]'
+	$(BIN)/pip install -q --no-compile $(CONSTRAINTS) -e '.[all]'
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true  # on all cores; pip takes one, and half its time
 	@touch $@
 
 # The tests of the built pages want a Chromium; where it cannot be installed they say so and are skipped.

@@ -151,9 +151,14 @@ def compare(
     """Measure every method on every category; what `folder` holds of an earlier run with the same settings is taken.
 
     Args:
-        categories: labeled. methods: names of `config.METHODS`. config: backbone, sizes, seed, and MuSc's own settings.
-        folder: one JSON file per category and method. references: normal images of a category for a method.
-        cache: folder of extracted tokens. backbone: a network that is loaded already. cluster: does the mutual scoring.
+        categories: labeled.
+        methods: names of `config.METHODS`.
+        config: backbone, sizes, seed, and MuSc's own settings.
+        folder: for one JSON file per category and method.
+        references: normal images of a category for a method.
+        cache: folder of extracted tokens.
+        backbone: a network that is loaded already.
+        cluster: does the mutual scoring.
         say: takes what is being done.
         force: measure what is there again.
 

@@ -267,11 +267,12 @@ def sweep(
     """Measure k-shot MuSc and MuSc+ on one category (Tab. 15 and 16); a finished sweep in `folder` is reused.
 
     Args:
-        category: labeled test images. musc: the pipeline; its cache serves the tokens, its settings all but MuSc+'s
-            reduction.
+        category: labeled test images.
+        musc: the pipeline; its cache serves the tokens, its settings all but MuSc+'s reduction.
         folder: where the table is kept, under a digest of all that it depends on. None: nowhere.
         references: normal images to draw from; None: the category's training images.
-        shots: the k to measure, 0 for none and None for all. seeds: draws of each k.
+        shots: the k to measure, 0 for none and None for all.
+        seeds: draws of each k.
         pixels: False measures the image metrics only, which is much faster.
 
     Returns:

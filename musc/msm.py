@@ -302,8 +302,8 @@ def stage_distances(
     and stages are reductions of these arrays (`interval_average`).
 
     Args:
-        out: [D, N, J, M], where to write, on any device and of any floating type (on disk: `engines.memory_map`).
-        The others are as in `mutual_scores`.
+        out: [D, N, J, M], where to write, on any device and of any floating type (on disk: `engines.memory_map`). All
+            others are as in `mutual_scores`.
 
     Returns:
         [D, N, J, M], Euclidean, in [0, 2], float32 (float64 for float64 input): `out` where given. J = N - 1 + R, or

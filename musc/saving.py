@@ -1,11 +1,14 @@
-"""Files that appear whole or not at all, and what a process that was killed leaves of them."""
+"""Files that appear whole or not at all, what a process that was killed leaves of them, and files that end."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 import platform
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -88,6 +91,24 @@ def alone(folder: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is a pipe, socket or device, which to open may wait for ever."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # said when it is read
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+@contextmanager
+def regular_file(path: Path) -> Iterator[io.BufferedReader]:
+    """The open file; a pipe, socket or device raises OSError and is never opened."""
+    if is_special(path):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    with path.open("rb") as file:
+        yield file
 
 
 @cache  # once in a process: there may be thousands of files

@@ -198,7 +198,7 @@ table_1 = reproduce.make("table_1", lab)
 print(table_1.summary)
 table_1.table
 
-# %% mystnb={"figure": {"caption": "Image and pixel AUROC of Table 1. Circles: the paper, with its deviations; diamonds: the released code.", "name": "fig-table-1"}, "image": {"alt": "Dot plot of image and pixel AUROC by method, MVTec AD in blue and VisA in orange; MuSc is rightmost of the zero-shot methods."}}
+# %% mystnb={"figure": {"caption": "Image and pixel AUROC of Table 1. Large points: the paper, with its deviations; small ones: the released code.", "name": "fig-table-1"}, "image": {"alt": "Dot plot of image and pixel AUROC by method, MVTec AD as blue circles and VisA as orange squares; MuSc is rightmost of the zero-shot methods."}}
 table_1.figure
 
 # %% tags=["remove-input"]
@@ -291,7 +291,7 @@ table_2 = reproduce.make("table_2", lab)
 print(table_2.summary)
 table_2.table
 
-# %% mystnb={"figure": {"caption": "The numbers of Table 2 as a picture. Circles: the paper; diamonds: the released code.", "name": "fig-table-2"}, "image": {"alt": "Dot plot of image and pixel AUROC of six many-shot methods and MuSc; PatchCore is rightmost in both."}}
+# %% mystnb={"figure": {"caption": "The numbers of Table 2 as a picture. Large points: the paper; small ones: the released code.", "name": "fig-table-2"}, "image": {"alt": "Dot plot of image and pixel AUROC of six many-shot methods and MuSc; PatchCore is rightmost in both."}}
 table_2.figure
 
 # %% tags=["remove-input"]
@@ -352,7 +352,7 @@ table_14 = reproduce.make("table_14", lab)
 print(table_14.summary)
 table_14.table
 
-# %% mystnb={"figure": {"caption": "The numbers of Table 14 as a picture. Circles: the paper; diamonds: the released code.", "name": "fig-table-14"}, "image": {"alt": "Dot plot of image and pixel AUROC of ten methods on BTAD; PyramidFlow is rightmost, MuSc second in image AUROC."}}
+# %% mystnb={"figure": {"caption": "The numbers of Table 14 as a picture. Large points: the paper; small ones: the released code.", "name": "fig-table-14"}, "image": {"alt": "Dot plot of image and pixel AUROC of ten methods on BTAD; PyramidFlow is rightmost, MuSc second in image AUROC."}}
 table_14.figure
 
 # %% tags=["remove-input"]

@@ -73,7 +73,7 @@ table_7 = reproduce.make("table_7", lab)
 print(table_7.summary)
 table_7.table
 
-# %% mystnb={"figure": {"caption": "The numbers of Table 7 as a picture. Circles: the paper; diamonds: the released code.", "name": "fig-table-7"}, "image": {"alt": "Dot plot of image and pixel AUROC for one, two and three subsets of MVTec AD and VisA; image AUROC falls with the number of subsets."}}
+# %% mystnb={"figure": {"caption": "The numbers of Table 7 as a picture. Large points: the paper; small ones: the released code.", "name": "fig-table-7"}, "image": {"alt": "Dot plot of image and pixel AUROC for one, two and three subsets of MVTec AD and VisA; image AUROC falls with the number of subsets."}}
 table_7.figure
 
 # %% tags=["remove-input"]
@@ -155,7 +155,7 @@ table_6 = reproduce.make("table_6", lab)
 print(table_6.summary)
 table_6.table
 
-# %% mystnb={"figure": {"caption": "Time and GPU memory for one, two and three parts. Squares: Table 13; diamond: the released code.", "name": "fig-table-6"}, "image": {"alt": "Dot plot of time per image and GPU memory for one, two and three subsets; both fall."}}
+# %% mystnb={"figure": {"caption": "Time and GPU memory for one, two and three parts. Dotted: Table 13; small: the released code.", "name": "fig-table-6"}, "image": {"alt": "Dot plot of time per image and GPU memory for one, two and three subsets; both fall."}}
 table_6.figure
 
 # %% tags=["remove-input"]
@@ -218,7 +218,7 @@ table_13 = reproduce.make("table_13", lab)
 print(table_13.summary)
 table_13.table
 
-# %% mystnb={"figure": {"caption": "The numbers of Table 13 as a picture: image AUROC and time per image. Circles: the paper; diamonds: the released code.", "name": "fig-table-13"}, "image": {"alt": "Dot plot of image AUROC and time per image for methods and numbers of subsets; MuSc with the large network is best and slowest."}}
+# %% mystnb={"figure": {"caption": "The numbers of Table 13 as a picture: image AUROC and time per image. Large points: the paper; small ones: the released code.", "name": "fig-table-13"}, "image": {"alt": "Dot plot of image AUROC and time per image for methods and numbers of subsets; MuSc with the large network is best and slowest."}}
 table_13.figure
 
 # %% tags=["remove-input"]

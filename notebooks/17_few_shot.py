@@ -72,7 +72,7 @@ table_15 = reproduce.make("table_15", lab)
 print(table_15.summary)
 table_15.table
 
-# %% mystnb={"figure": {"caption": "The numbers of Table 15 as a picture. Circles: the paper; diamonds: the released code.", "name": "fig-table-15"}, "image": {"alt": "Dot plot of image and pixel AUROC of MuSc for growing numbers of references; both hardly move before full-shot."}}
+# %% mystnb={"figure": {"caption": "The numbers of Table 15 as a picture. Large points: the paper; small ones: the released code.", "name": "fig-table-15"}, "image": {"alt": "Dot plot of image and pixel AUROC of MuSc for growing numbers of references; both hardly move before full-shot."}}
 table_15.figure
 
 # %% tags=["remove-input"]
@@ -142,7 +142,7 @@ table_16 = reproduce.make("table_16", lab)
 print(table_16.summary)
 table_16.table
 
-# %% mystnb={"figure": {"caption": "The numbers of Table 16 as a picture. Circles: the paper; diamonds: the released code.", "name": "fig-table-16"}, "image": {"alt": "Dot plot of image and pixel AUROC of MuSc+ for growing numbers of references, below MuSc's at first and above it in the end."}}
+# %% mystnb={"figure": {"caption": "The numbers of Table 16 as a picture. Large points: the paper; small ones: the released code.", "name": "fig-table-16"}, "image": {"alt": "Dot plot of image and pixel AUROC of MuSc+ for growing numbers of references, below MuSc's at first and above it in the end."}}
 table_16.figure
 
 # %% tags=["remove-input"]

@@ -72,6 +72,18 @@ def test_what_a_bound_allows_is_used_and_never_passed():
         assert groups[-1] == N
 
 
+@pytest.mark.parametrize("J", [40, 300, 1700, 1999])
+def test_a_gpu_holds_the_room_that_waits_whole(J, monkeypatch):
+    """Where memory is taken when it is asked for, not when it is written to, the spare room counts too."""
+    monkeypatch.setattr(memory, "engine_bytes", lambda *_: 0)
+    problem = memory.Problem(torch.device("cuda"), torch.float32, 2000, 2000, J, (14, 14), 384, (1, 3, 5))
+    bound = problem.whole // 4
+    cut = memory.cut(problem, bound, block=16)
+    pairs = min(cut.band**2, memory.SPARE * cut.band**2 * J / 2000)
+    waiting = (-(-cut.group // cut.band)) ** 2 // 4 * pairs * problem.unit
+    assert bound / 5 < waiting < bound - problem.J * cut.band * problem.unit
+
+
 def test_a_bound_too_small_for_one_pair():
     x = tokens(5)
     with pytest.raises(

@@ -80,6 +80,16 @@ def test_size_is_checked_before_the_start(musc, category, tmp_path):
     assert not list(tmp_path.glob("none/*.npy"))
 
 
+def test_a_disk_without_room_is_named_and_what_is_finished_counts_as_room(musc, category, tmp_path, monkeypatch):
+    features = musc.features(category.samples)
+    whole = Distances.compute(features, tmp_path / "whole", (1, 3))
+    monkeypatch.setattr(experiments.shutil, "disk_usage", lambda _: type("", (), {"free": 1000})())
+    again = Distances.compute(features, tmp_path / "whole", (1, 3))
+    assert again.files == whole.files
+    with pytest.raises(ConfigError, match=r"need 0.00 GiB, and 0.00 GiB are free: free some space"):
+        Distances.compute(features, tmp_path / "none", (1, 3))
+
+
 @pytest.mark.parametrize("interval", [(0.0, 0.3), (0.1, 0.3), (0.0, 1.0), (0.0, 0.01)])
 @pytest.mark.parametrize("reduction", ["mean", "min", "max"])
 def test_sorted_reduction_is_the_interval_average(interval, reduction):

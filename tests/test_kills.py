@@ -63,8 +63,10 @@ OWN = re.compile(rb"<summary>Seconds</summary>.*?</details>|<th scope=.row.>fold
 
 
 def outputs(folder):
-    """Every file beside the cache, by name, hidden ones too; result.json tells how long it took, and only has to be."""
-    found = [p for p in folder.rglob("*") if p.is_file() and ".cache" not in p.relative_to(folder).parts]
+    """Every file beside the cache of tokens, by name, hidden ones too; result.json tells how long it took, and only has
+    to be."""
+    caches = {".cache", "tokens"}  # the second is `reproduce`'s
+    found = [p for p in folder.rglob("*") if p.is_file() and not caches & set(p.relative_to(folder).parts)]
     return {p.relative_to(folder).as_posix(): content(p) for p in found}
 
 

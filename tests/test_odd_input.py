@@ -17,11 +17,13 @@ from musc import MuScResult, cli, config, rscin
 from musc.backbones import resolve_device
 from musc.backbones.weights import read_state_dict
 from musc.cli.options import place
-from musc.datasets import Sample, load_category
+from musc.datasets import Sample, load_category, visa
 from musc.datasets.images import frames_note
 from musc.datasets.words import kind
-from musc.errors import ConfigError, ResultError, WeightsError
+from musc.errors import ConfigError, DataError, ResultError, WeightsError
+from musc.plugin import class_tokens, predictions, score_table
 from musc.plugin.exports import export
+from musc.results import marks
 from musc.results.evaluation import read_truth
 from musc.results.thresholds import robust
 
@@ -403,3 +405,24 @@ def test_words_of_other_languages():
         ("iyi", "kusurlu"),
     ]
     assert [(kind(good), kind(bad)) for good, bad in pairs] == [("good", "bad")] * len(pairs)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("path", ["a pipe", "/dev/zero"])
+def test_no_reader_waits_for_what_never_ends(path, tmp_path):
+    if path == "a pipe":
+        path = tmp_path / "1cls.csv"
+        os.mkfifo(path)
+    (tmp_path / "split_csv").mkdir()
+    (tmp_path / "split_csv" / "1cls.csv").symlink_to(path)
+    for read in (
+        lambda: marks.read_marks(Path(path), ["a.png"]),
+        lambda: score_table.read_score_table(Path(path)),
+        lambda: predictions.read_predictions(Path(path)),
+        lambda: class_tokens.read_class_tokens(path),
+        lambda: class_tokens.read_pickled_arrays(path),
+        lambda: read_state_dict(Path(path)),
+        lambda: visa.load(tmp_path, "candle"),
+    ):
+        with pytest.raises((DataError, WeightsError, OSError), match="no regular file"):
+            read()

@@ -174,6 +174,13 @@ def test_the_stand_in_shares_no_table_and_no_picture_with_the_paper():
     assert 12.3 not in drawn
 
 
+def test_colour_never_tells_alone():
+    figure = charts.dots(comparison.compare(3, measure.frame_of([])), ["row"])
+    points = [c for ax in figure.axes for c in ax.collections if c.get_paths()]
+    corners = {tuple(c.get_edgecolor()[0]): len(c.get_paths()[0].vertices) for c in points}
+    assert len(corners) == len(set(corners.values())) == 2  # MVTec AD and VisA
+
+
 def test_a_dumbbell_joins_before_and_after():
     frame = comparison.compare(5, measure.frame_of([]))
     ax = charts.dumbbells(frame, ["dataset", "row"], ("w/o", "w"), ["image_auroc"]).axes[0]

@@ -2,7 +2,8 @@
 
 Docstrings are prose: `name` means code, and a lone * or | or trailing_ means itself. Google-style sections (Args,
 Returns, Raises) stay with napoleon; this only keeps reStructuredText from reading markup into formulas such as
-||a - b|| or M_k * W.
+||a - b|| or M_k * W, and napoleon from reading a type into what an attribute is or a function returns. Examples stay as
+they are. Signatures are shown as somebody would write them.
 
 A chapter has the number of its file: notebooks/09_few_shot is chapter 9, and its figures are 9.1, 9.2 and so on.
 
@@ -32,6 +33,18 @@ NUMBER = r"\d+(?:\.\d+)?"
 EQUATION = re.compile(rf"(?P<first>Eq\. ?(?P<number>{NUMBER}))(?:(?P<to>-|–| to | and )(?P<last>{NUMBER})\b)?")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 SOLUTION = re.compile(r"(?<=>Solution to)(<a [^>]*>) ")
+COLON = "\ue000"  # stands for a colon where napoleon would take what precedes it for a type
+WRITTEN = [  # how Python shows a signature, and how one writes it
+    (re.compile(r"<factory>"), "..."),
+    (re.compile(r"<function (\w+)>"), r"\1"),
+    (re.compile(r"PosixPath\("), "Path("),
+    (re.compile(r"~?_thread\.allocate_lock"), "~threading.Lock"),
+    (
+        re.compile(r"~?numpy\.ndarray\[tuple\[~?typing\.Any, \.\.\.\], ~?numpy\.dtype\[(~?[\w.]+)\]\]"),
+        r"~numpy.typing.NDArray[\1]",
+    ),
+    (re.compile(r", _\w+: [^=]* = \.\.\."), ""),
+]
 SPECIAL = re.compile(r"[*|]|(?<=\w)_(?!\w)")
 
 
@@ -48,7 +61,30 @@ def prose(line: str) -> str:
 
 
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = [prose(line) for line in lines]
+    example = returned = False
+    for n, line in enumerate(lines):
+        example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
+        returned = line == "Returns:" or (returned and line[:1].strip() == "")
+        if not example:
+            line = prose(line)
+        if what in ("attribute", "data", "property") or (returned and line != "Returns:"):
+            line = line.replace(":", COLON)
+        lines[n] = line
+
+
+def with_colons(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = [line.replace(COLON, ":") for line in lines]
+
+
+def left_out(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """What a named tuple says of its fields says nothing."""
+    return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
+
+
+def written(app: Any, what: str, name: str, obj: Any, options: Any, signature: str, returned: str) -> Any:
+    for shown, meant in WRITTEN:
+        signature = shown.sub(meant, signature or "")
+    return signature or None, returned
 
 
 def numbered(app: Any, env: Any) -> list[str]:
@@ -144,6 +180,9 @@ def with_status(app: Any, docname: str, content: list[str]) -> None:
 def setup(app: Any) -> dict[str, Any]:
     # Before napoleon (500), which adds markup of its own.
     app.connect("autodoc-process-docstring", process, priority=100)
+    app.connect("autodoc-process-docstring", with_colons, priority=900)
+    app.connect("autodoc-skip-member", left_out)
+    app.connect("autodoc-process-signature", written)
     app.connect("env-get-updated", numbered, priority=900)  # after Sphinx's own numbers
     app.connect("source-read", with_status)
     app.connect("doctree-read", equations)

@@ -11,6 +11,7 @@ from musc.cli import build_parser
 WIDTH = 90
 HIDDEN = (argparse._SubParsersAction, argparse._HelpAction)
 MARK = "<!-- every command -->"
+CODE = re.compile(r"`([^`]+)`|((?<![\w-])--[a-z][\w-]*(?:=\S+)?|\b\w+=\"[^\"]*\")")
 SPECIAL = re.compile(r"([*_<>\[\]|$`{}~])")
 
 
@@ -19,7 +20,8 @@ def page() -> str:
     parser = build_parser()
     commands = commands_of(parser)
     listed = "\n".join(f"| {{ref}}`musc {name} <musc-{name}>` | {prose(text)} |" for name, text, _ in commands)
-    parts = [f"| Command | |\n|:--|:--|\n{listed}\n", section(parser), *(section(sub) for _, _, sub in commands)]
+    parts = [f"| Command | |\n|:--|:--|\n{listed}\n", section(parser)]
+    parts += [section(sub, f"{text[:1].upper()}{text[1:]}.") for _, text, sub in commands]
     return "\n".join(parts)
 
 
@@ -29,19 +31,20 @@ def commands_of(parser: argparse.ArgumentParser) -> list[tuple[str, str, argpars
     return [(choice.dest, choice.help or "", found.choices[choice.dest]) for choice in found._choices_actions]
 
 
-def section(parser: argparse.ArgumentParser) -> str:
-    """One command: what it does, how it is called, its arguments and options by group, and its examples."""
+def section(parser: argparse.ArgumentParser, summary: str = "") -> str:
+    """One command: what it does (`summary` where its parser is silent), how it is called, its arguments and options by
+    group, and its examples."""
     parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=WIDTH)
     lines = [f"({parser.prog.replace(' ', '-')})=", "", f"## {parser.prog}", ""]
-    if parser.description:
-        lines += [prose(parser.description), ""]
+    if parser.description or summary:
+        lines += [prose(parser.description or summary), ""]
     lines += ["```text", usage(parser), "```", ""]
     for group in parser._action_groups:
         shown = [action for action in group._group_actions if not isinstance(action, HIDDEN)]
         if shown:
             lines += [f"**{prose((group.title or '').capitalize())}**", ""]
             for action in shown:
-                lines += [f"`{words(action)}`", f": {prose((action.help or '').replace('%%', '%'))}", ""]
+                lines += [f"`{words(action)}`", f": {prose((action.help or '') % vars(action))}", ""]
     for paragraph in (parser.epilog or "").strip().split("\n\n"):
         lines += examples(paragraph) if paragraph.startswith("examples:") else [prose(paragraph), ""]
     return "\n".join(lines)
@@ -73,5 +76,9 @@ def words(action: argparse.Action) -> str:
 
 
 def prose(text: str) -> str:
-    """Plain text as Markdown that shows it as it is."""
-    return SPECIAL.sub(r"\\\1", text)
+    """Plain text as Markdown that shows it as it is; options and what stands between backticks as code."""
+    parts, end = [], 0
+    for match in CODE.finditer(text):
+        parts += [SPECIAL.sub(r"\\\1", text[end : match.start()]), f"`{match[1] or match[2]}`"]
+        end = match.end()
+    return "".join([*parts, SPECIAL.sub(r"\\\1", text[end:])])

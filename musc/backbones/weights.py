@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from musc.backbones.registry import BackboneSpec
 from musc.backbones.torchscript import is_torchscript, read_torchscript
 from musc.errors import WeightsError
+from musc.saving import regular_file
 
 # What is wrapped around a network's named tensors: of a teacher and its student the teacher is meant, of averaged
 # weights and the last ones the average.
@@ -119,7 +120,7 @@ def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _read(path: Path) -> Any:
-    with path.open("rb") as file:
+    with regular_file(path) as file:
         head = file.read(64)
     if not head:
         raise WeightsError(f"{path}: empty (0 bytes). Fetch it again.")

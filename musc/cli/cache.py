@@ -27,9 +27,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """The words of `musc cache`."""
     text = "list the tokens and blocks that are kept, or remove the oldest"
     sub = commands.add_parser("cache", help=text, description=f"{text.capitalize()}.", epilog=EXAMPLES)
-    sub.add_argument("what", nargs="?", choices=("list", "prune"), default="list", help="(default: list)")
+    sub.add_argument("what", nargs="?", choices=("list", "prune"), default="list", help="which of both (default: list)")
     sub.add_argument(
-        "--cache", type=place, default=Path("results/.cache"), metavar="DIR", help="(default: %(default)s)"
+        "--cache",
+        type=place,
+        default=Path("results/.cache"),
+        metavar="DIR",
+        help="the folder that holds the tokens (default: %(default)s)",
     )
     sub.add_argument(
         "--max-size", action=Read, kind=BYTES, metavar="SIZE", help="what prune leaves at most; 0: nothing"

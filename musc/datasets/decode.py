@@ -6,11 +6,9 @@ than its bytes or the memory can hold.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
-import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from musc.datasets import tiff
 from musc.datasets.base import Source, printable
 from musc.errors import DataError
+from musc.saving import is_special, regular_file
 
 MAX_PIXELS = 2**30  # a scan of 188 megapixels is real; a file that claims more than this is not
 MAX_RATIO = 2000  # pixels per byte of a large file: more is a decompression bomb
@@ -82,24 +81,6 @@ def content_key(source: Source) -> str:
 def describe(source: Source) -> str:
     """The name of a source in messages, printable: its path, or the key of a drawn picture."""
     return printable(str(source)) if isinstance(source, Path) else source.key
-
-
-def is_special(path: Path) -> bool:
-    """Whether a path is a pipe, socket or device, which to open may wait for ever."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # said when it is read
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-@contextmanager
-def regular_file(path: Path) -> Iterator[io.BufferedReader]:
-    """The open file; a pipe, socket or device raises OSError and is never opened."""
-    if is_special(path):
-        raise OSError(errno.EINVAL, "no regular file", str(path))
-    with path.open("rb") as file:
-        yield file
 
 
 def file_bytes(path: Path) -> bytes:

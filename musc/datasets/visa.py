@@ -6,12 +6,14 @@ The copy that many authors prepare from it, [1cls/]OBJECT/test/{bad,good}, is re
 from __future__ import annotations
 
 import csv
+import io
 import os
 from pathlib import Path
 
 from musc.datasets import mvtec_ad
 from musc.datasets.base import Category, Sample, Skipped
 from musc.errors import DataError
+from musc.saving import regular_file
 
 OBJECTS = frozenset(
     ["candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2"]
@@ -76,7 +78,7 @@ def load(root: Path, name: str) -> Category:
 def _rows(root: Path) -> list[dict[str, str]]:
     path = split_file(root)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with regular_file(path) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             if lacking := [c for c in COLUMNS if c not in (reader.fieldnames or [])]:
                 raise DataError(f"{path} lacks the columns {', '.join(lacking)}: use the file that VisA ships.")

@@ -13,6 +13,7 @@ from musc.engines import gram
 from musc.errors import ConfigError
 
 SHARE = 0.5  # of what is free, where nobody names a bound: features and results grow too
+SPARE = 1.25  # room for pairs of two bands, of their number on average: some bands want more of each other
 LASTING = 0.98  # of what distances that wait may take: allocators lose some
 BAND, CHUNK = 32, 512  # images whose rows are completed together, and what they meet at a time
 MIB = 1 << 20
@@ -154,6 +155,8 @@ def cut(problem: Problem, max_bytes: int | None, block: int | None = None, on_di
     left = room - (band + 3) * row - 3 * band * chunk * p.unit - 9 * p.N * p.P * (p.J < p.P - 1)
     # n images that wait for each other hold at most n^2 / 4 pairs, of which J of P are wanted
     kept = LASTING * max(0, left) / p.unit  # pairs
+    if p.device.type == "cuda":  # elsewhere room in which nothing was written takes no memory
+        kept /= min(SPARE, p.P / p.J)
     group = p.N if on_disk else min(p.N, int(2 * math.sqrt(kept * p.P / p.J)))
     return Cut(fits[0], band, chunk, group if group >= p.N else max(band, group // band * band))
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musc.engines.memory import Cut, Problem
+from musc.engines.memory import SPARE, Cut, Problem
 from musc.engines.pairs import Plan
 from musc.errors import ConfigError
 
@@ -140,7 +140,7 @@ def completed(
     n = cut.band + max(cut.band, cut.chunk)  # images of the largest comparison
     call = _Call(image, slots, compare, cut.band, room.new_empty(D * 2 * n * (cut.band + 1) * p.M))
     bands = -(-cut.group // cut.band)
-    pairs = min(cut.band**2, 5 * cut.band**2 * p.J // (4 * p.P) + 1)  # of two bands: more than wanted on average
+    pairs = min(cut.band**2, int(SPARE * cut.band**2 * p.J / p.P) + 1)  # of two bands
     waiting = Waiting(folder, bands**2 // 4, pairs, room)
     try:
         for first in range(0, p.N, cut.group):

@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from musc.errors import ConfigError, DataError
+from musc.saving import regular_file
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def read_class_tokens(source: Path | str) -> dict[str, ClassTokens]:
     if source.is_dir():
         return {"": _from_result(source)}
     try:
-        with source.open("rb") as file:
+        with regular_file(source) as file:
             start = file.read(6)
             file.seek(0)
             if start[:2] == b"PK" or start == b"\x93NUMPY":
@@ -113,7 +114,8 @@ def read_pickled_arrays(path: Path | str) -> Any:
         [[1.0, 0.0], [0.0, 1.0]]
     """
     try:
-        data = Path(path).read_bytes()
+        with regular_file(Path(path)) as file:
+            data = file.read()
         _check_numbers(data)
         return _thaw(_ArraysOnly(io.BytesIO(data)).load())
     except DataError as error:

@@ -36,7 +36,8 @@ def export(result: MuScResult, folder: Path | str, form: str) -> Path:
 
     Raises:
         ConfigError: no such format, no threshold, or a folder that is not empty.
-        DataError: the images are not where they were. ResultError: the folder cannot be written.
+        DataError: the images are not where they were.
+        ResultError: the folder cannot be written.
     """
     folder = Path(folder)
     if form not in FORMATS:

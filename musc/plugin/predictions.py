@@ -17,6 +17,7 @@ import pandas as pd
 
 from musc.datasets.words import kind
 from musc.errors import ConfigError, DataError
+from musc.saving import regular_file
 
 FIELDS = {"image_path": "path", "pred_score": "score", "gt_label": "label"}  # anomalib's names and ours
 
@@ -37,11 +38,12 @@ def read_predictions(path: Path, column: str | None = None) -> pd.DataFrame:
         ConfigError: several fields could be the predictions.
     """
     try:
-        if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                content: Any = {name: arrays[name] for name in arrays.files if name in FIELDS}
-        else:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        with regular_file(path) as file:
+            if path.suffix.lower() == ".npz":
+                with np.load(file, allow_pickle=False) as arrays:
+                    content: Any = {name: arrays[name] for name in arrays.files if name in FIELDS}
+            else:
+                content = json.loads(file.read().decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise DataError(f"{path} is not there: name the file of the predictions.") from error
     except Exception as error:  # a damaged archive can fail in any way

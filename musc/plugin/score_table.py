@@ -14,6 +14,7 @@ import pandas as pd
 from musc.datasets.words import kind
 from musc.errors import DataError
 from musc.plugin.predictions import FIELDS, is_predictions, read_predictions
+from musc.saving import regular_file
 
 RAW, PLAIN = "raw_score", "score"  # columns that are scores, the first found counts
 SEPARATORS = ",;\t|"
@@ -68,7 +69,7 @@ def read_score_table(path: Path, column: str | None = None) -> tuple[pd.DataFram
 
 def _read(path: Path) -> tuple[pd.DataFrame, list[str]]:
     try:
-        with path.open("rb") as start:
+        with regular_file(path) as start:
             if (kind := _no_text(start.read(4096))) is not None:
                 raise DataError(f"{path} is {kind}, not a table of text: save it as CSV (UTF-8).")
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:

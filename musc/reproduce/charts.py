@@ -14,7 +14,8 @@ from musc.reproduce.profiles import SYNTHETIC
 
 COLOURS = {"mvtec_ad": "#0072B2", "visa": "#D55E00", "btad": "#009E73", SYNTHETIC: "#A0527D"}  # after Okabe and Ito
 OTHER = "#555555"
-MARKERS = {"paper": "o", "elsewhere": "s", "released": "D", "here": "o"}  # hollow, but for what was measured here
+SHAPES = {"mvtec_ad": "o", "visa": "s", "btad": "^", SYNTHETIC: "D"}  # so that colour does not tell alone
+SIZES = {"paper": 46, "elsewhere": 46, "released": 18, "here": 46}
 GRID = "#DDDDDD"
 
 
@@ -31,8 +32,8 @@ def named(frame: pd.DataFrame, labels: Sequence[str]) -> pd.Series:
 
 
 def dots(frame: pd.DataFrame, labels: Sequence[str], metrics: Sequence[str] = ()) -> Figure:
-    """A row per setting, a panel per metric: a circle for the paper (bars: its deviation), a diamond for the released
-    code, hollow both; filled what was measured here.
+    """A row per setting, a panel per metric, a shape per data set. Large and hollow: the paper (bars: its deviation);
+    small and hollow: the released code; dotted: what others print; filled: measured here.
 
     labels: the columns that name a row. metrics: default as `chosen_metrics`. MuSc's rows are bold beside others.
     """
@@ -46,9 +47,11 @@ def dots(frame: pd.DataFrame, labels: Sequence[str], metrics: Sequence[str] = ()
         for line in frame[frame["metric"] == metric].to_dict("records"):
             colour, y = COLOURS.get(line["dataset"], OTHER), names.index(line["label"])
             for source in (s for s in SOURCES if pd.notna(line[s])):
-                face, size = colour if source == "here" else "none", 22 if source == "released" else 46
-                style = {"marker": MARKERS[source], "facecolors": face, "edgecolors": colour}
-                point = ax.scatter(line[source], y, s=size, zorder=3, linewidths=1.5, **style)  # type: ignore[arg-type]
+                face = colour if source == "here" else "none"
+                point = ax.scatter(
+                    line[source], y, s=SIZES[source], marker=SHAPES.get(line["dataset"], "o"), facecolors=face,
+                    edgecolors=colour, linewidths=1.5, linestyles=":" if source == "elsewhere" else "-", zorder=3,
+                )  # fmt: skip
                 seen.setdefault(f"{NAMES.get(line['dataset'], '')} {SOURCES[source]}".strip(), point)
             if pd.notna(line["spread"]):
                 ax.errorbar(line["paper"], y, xerr=line["spread"], color=colour, capsize=2, linewidth=1)
@@ -83,7 +86,10 @@ def dumbbells(
             before, after = (line[name] for name in change)
             ax.plot([before, after], [y, y], color=colour, linewidth=2, zorder=2)
             for value, face, word in ((before, "white", "without"), (after, colour, "with RsCIN")):
-                point = ax.scatter(value, y, s=46, facecolors=face, edgecolors=colour, linewidths=1.5, zorder=3)
+                point = ax.scatter(
+                    value, y, s=46, marker=SHAPES.get(dataset, "o"), facecolors=face, edgecolors=colour, linewidths=1.5,
+                    zorder=3,
+                )  # fmt: skip
                 seen.setdefault(f"{NAMES[dataset]} {word}", point)
     _legend(figure, seen)
     return figure

@@ -161,13 +161,19 @@ class Distances:
         M = sum(H * W for H, W in self.grids)
         values = len(self.degrees) * N * (N - 1) * M
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        bound = min(max_bytes, shutil.disk_usage(self.folder.parent).free)
+        finished = sum(file.stat().st_size for file in self.folder.glob("*.npy"))
+        room = shutil.disk_usage(self.folder.parent).free + finished
         for size in (4, 2):
-            if values * size <= bound:
+            if values * size <= min(max_bytes, room):
                 return size
+        if room < max_bytes:
+            raise ConfigError(
+                f"{self.folder.parent}: distances need {values * 2 / 2**30:.2f} GiB, and {room / 2**30:.2f} GiB are "
+                "free: free some space, or choose another folder."
+            )
         raise ConfigError(
             f"the distances take D x N x (N-1) x sum of M = {len(self.degrees)} x {N} x {N - 1} x {M} values, "
-            f"{values * 2 / 2**30:.1f} GiB in float16, and {bound / 2**30:.1f} GiB are allowed: "
+            f"{values * 2 / 2**30:.1f} GiB in float16, and {max_bytes / 2**30:.1f} GiB are allowed: "
             "use fewer images or degrees, a smaller image size, or raise the bound."
         )
 
@@ -275,10 +281,10 @@ def ablate(
     frame = pd.DataFrame(rows)
     with whole(folder / f"ablations-{digest}.json") as path:
         path.write_text(json.dumps(musc.config.to_dict(), indent=1) + "\n", encoding="utf-8")
-    with whole(finished) as path:  # last: where it is, the rows are finished
+    with whole(finished) as path:  # appears last: where it is, the rows are finished, and nothing else is left
         frame.to_csv(path, index=False)
-    if not keep_distances:
-        shutil.rmtree(place)
+        if not keep_distances:
+            shutil.rmtree(place)
     return frame
 
 

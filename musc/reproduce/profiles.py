@@ -201,8 +201,9 @@ def profile(
     Args:
         data_root: one folder or several, each MVTec AD, VisA or BTAD (the layout is recognised). A data set of your own
             in such a layout is taken for the data set whose layout it has.
-        backbone, weights, image_size, device, settings: as in MuScConfig. None: ViT-L-14-336 at 518 pixels on `paper`,
-            the embedded backbone at 160 on `demo`.
+        backbone, image_size: as in MuScConfig. None: ViT-L-14-336 at 518 pixels on `paper`, the embedded backbone at
+            160 on `demo`.
+        weights, device, settings: as in MuScConfig.
         categories, limit_categories, images: only these categories, so many of them, so many images of each.
         protocol: masks "official", as the paper's numbers were made (default on `paper`), or "clean".
         folder: where results are kept and finished ones found.

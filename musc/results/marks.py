@@ -15,7 +15,7 @@ from scipy import special
 from musc.datasets.words import kind
 from musc.errors import ConfigError, DataError
 from musc.results.thresholds import Threshold, f1_max_threshold
-from musc.saving import whole
+from musc.saving import regular_file, whole
 
 NAME = "marked.csv"  # as the report saves it, and as a result's folder keeps it
 METHODS = ("marks-f1", "marks-recall", "marks-false-alarms")
@@ -36,7 +36,8 @@ def read_marks(file: Path, paths: Sequence[str]) -> tuple[dict[str, int], list[s
             image of the result.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        with regular_file(file) as opened:
+            lines = opened.read().decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8 text"
         raise DataError(f"{file} cannot be read ({why}): give the marked.csv that the report saved.") from error

@@ -1,8 +1,8 @@
 """Which images are linked by a defect that they share: suspicious links, the graph that they make, its communities.
 
 After CoDeGraph (Le-Gia et al., arXiv 2510.10456), whose constants are not published. A patch of a shared defect is near
-to the images that share it and far from all others: its sorted distances (Eq. 1) stay low and then jump. The *endurance
-ratio* of a link from a patch to an image is its distance, over the patch's distance at a rank beyond any minority's.
+to the images that share it and far from all others: its sorted distances (Eq. 1) stay low and then jump. The endurance
+ratio of a link from a patch to an image is its distance, over the patch's distance at a rank beyond any minority's.
 Links of small ratio are suspicious. Images in one pose are near to each other in every patch, which is no defect: the
 ratio is divided by the usual one of that pair of images. A transformer spreads a large defect over all tokens of its
 image, which looks the same; so there is a second graph without that division.

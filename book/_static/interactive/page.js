@@ -89,6 +89,10 @@
   const colour = (v) => data.colours[Math.max(0, Math.min(63, Math.round(v * 63)))];
   const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const SIDE = 320;
+  const WIDE = Math.max(300, Math.min(660, root.clientWidth)); // as wide as it is shown: letters keep their size
+  // one of three beside each other
+  const PART = Math.min(SIDE, root.clientWidth < 600 ? root.clientWidth : (root.clientWidth - 32) / 3);
+  const DOWN = WIDE < 480 ? 18 : 0; // a second line of the legend
   const cell = SIDE / W;
 
   const canvas = (label, width = SIDE, height = SIDE) => {
@@ -101,9 +105,9 @@
   };
   const [photo, photoPen] = canvas("the chosen image; click to choose a patch");
   const [heat, heatPen] = canvas("its anomaly map; click to choose a patch");
-  const [bars, barPen] = canvas("distances of the patch to every other image", SIDE, 300);
-  const [scale, scalePen] = canvas("colour scale of the anomaly map", SIDE, 34);
-  const [chart, chartPen] = canvas("image scores before and after RsCIN", 660, 230);
+  const [bars, barPen] = canvas("distances of the patch to every other image", PART, 300);
+  const [scale, scalePen] = canvas("colour scale of the anomaly map", PART, 34);
+  const [chart, chartPen] = canvas("image scores before and after RsCIN", WIDE, 230 + DOWN);
   photo.tabIndex = 0;
 
   const box = (pen, m, r, colour_, width) => {
@@ -149,14 +153,14 @@
     heatPen.drawImage(small, 0, 0, SIDE, SIDE);
     outline(heatPen);
     mark(heatPen);
-    scalePen.clearRect(0, 0, SIDE, 34);
-    for (let x = 0; x < SIDE; x++) {
-      scalePen.fillStyle = `rgb(${colour(x / SIDE)})`;
+    scalePen.clearRect(0, 0, PART, 34);
+    for (let x = 0; x < PART; x++) {
+      scalePen.fillStyle = `rgb(${colour(x / PART)})`;
       scalePen.fillRect(x, 0, 1, 14);
     }
     write(scalePen, "0", 0, 29, "left");
-    write(scalePen, "anomaly score, one scale for all images", SIDE / 2, 29, "center");
-    write(scalePen, highest.toFixed(2), SIDE, 29, "right");
+    write(scalePen, PART < 300 ? "anomaly score, all images" : "anomaly score, one scale for all images", PART / 2, 29, "center");
+    write(scalePen, highest.toFixed(2), PART, 29, "right");
   }
 
   const write = (pen, text, x, y, align = "left", size = 12) => {
@@ -172,8 +176,8 @@
   function drawBars(found) {
     const sorted = [...found].sort((a, b) => a.distance - b.distance);
     const k = count();
-    barPen.clearRect(0, 0, SIDE, 300);
-    const step = (SIDE - 40) / J;
+    barPen.clearRect(0, 0, PART, 300);
+    const step = (PART - 40) / J;
     const tall = (v) => (v / data.top) * 210;
     sorted.forEach((w, n) => {
       barPen.fillStyle = n < k ? LOW : IDLE;
@@ -185,11 +189,11 @@
     barPen.lineWidth = 2;
     barPen.beginPath();
     barPen.moveTo(40, 240 - tall(mean));
-    barPen.lineTo(SIDE, 240 - tall(mean));
+    barPen.lineTo(PART, 240 - tall(mean));
     barPen.stroke();
-    write(barPen, `mean of the lowest ${k}: ${mean.toFixed(3)}`, SIDE, Math.max(12, 234 - tall(sorted[J - 1].distance)), "right");
+    write(barPen, `mean of the lowest ${k}: ${mean.toFixed(3)}`, PART, Math.max(12, 234 - tall(sorted[J - 1].distance)), "right");
     for (const v of [0, 0.5, 1]) if (v <= data.top) write(barPen, v.toFixed(1), 32, 244 - tall(v), "right", 11);
-    write(barPen, "other image, nearest first", 40 + (SIDE - 40) / 2, 276, "center");
+    write(barPen, "other image, nearest first", 40 + (PART - 40) / 2, 276, "center");
     barPen.save();
     barPen.translate(10, 140);
     barPen.rotate(-Math.PI / 2);
@@ -198,33 +202,36 @@
   }
 
   function drawChart() {
-    chartPen.clearRect(0, 0, 660, 230);
+    const floor = 190 + DOWN;
+    chartPen.clearRect(0, 0, WIDE, 230 + DOWN);
     const low = Math.min(...scores);
     const range = Math.max(...scores) - low || 1;
-    const step = 610 / N;
+    const step = (WIDE - 50) / N;
+    const bar = (step - 0.24 * step) / 2;
     scores.forEach((v, i) => {
       const x = 45 + i * step;
       const tall = [((v - low) / range) * 160, after[i] * 160];
       tall.forEach((h, b) => {
         chartPen.fillStyle = b ? HIGH : LOW;
-        chartPen.fillRect(x + 6 + b * (step - 14) / 2, 190 - h, (step - 16) / 2, Math.max(h, 1));
+        chartPen.fillRect(x + 0.1 * step + b * (bar + 1), floor - h, bar - 1, Math.max(h, 1));
       });
-      write(chartPen, `${i + 1}${data.labels[i] ? " ✱" : ""}`, x + step / 2, 207, "center", 12);
+      write(chartPen, `${i + 1}${data.labels[i] ? (DOWN ? "✱" : " ✱") : ""}`, x + step / 2, floor + 17, "center", 12);
       if (i === state.image) {
         chartPen.strokeStyle = css("--pst-color-text-base") || "#222";
         chartPen.lineWidth = 1.5;
-        chartPen.strokeRect(x + 1, 24, step - 4, 188);
+        chartPen.strokeRect(x + 1, 24 + DOWN, step - 2, 188);
       }
     });
-    for (const v of [0, 0.5, 1]) write(chartPen, v.toFixed(1), 38, 194 - 160 * v, "right", 11);
+    for (const v of [0, 0.5, 1]) write(chartPen, v.toFixed(1), 38, floor + 4 - 160 * v, "right", 11);
     chartPen.fillStyle = LOW;
     chartPen.fillRect(45, 4, 12, 12);
     write(chartPen, "before RsCIN (min-max)", 62, 15);
     chartPen.fillStyle = HIGH;
     chartPen.fillRect(225, 4, 12, 12);
     write(chartPen, "after RsCIN", 242, 15);
-    write(chartPen, "✱ has a defect", 655, 15, "right");
-    write(chartPen, "image", 350, 225, "center");
+    if (DOWN) write(chartPen, "✱ has a defect", 45, 33);
+    else write(chartPen, "✱ has a defect", WIDE - 5, 15, "right");
+    write(chartPen, "image", WIDE / 2 + 20, floor + 35, "center");
   }
 
   const near = make("div", { class: "play-near" });

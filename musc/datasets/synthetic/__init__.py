@@ -92,8 +92,7 @@ class Photo:
         return Defect(self.defect, (self.seed, name, folder, self.number), float(extent), float(strength))
 
     def __call__(self) -> Image.Image:
-        draw = _drawn if self.size <= KEPT_SIZE else _drawn.__wrapped__
-        return Image.fromarray(draw(self))
+        return Image.fromarray(_drawn(self))
 
 
 @dataclass(frozen=True)
@@ -107,21 +106,23 @@ class Mask:
         return f"{self.photo.key}/mask"
 
     def __call__(self) -> Image.Image:
-        draw = _changed if self.photo.size <= KEPT_SIZE else _changed.__wrapped__
-        return Image.fromarray(draw(self.photo))
+        return Image.fromarray(_changed(self.photo))
 
 
-# A run looks at every picture several times: its pixels, its size, copies of it, overlays. At most 34 MB are kept.
-KEPT_SIZE = 256
+def _kept(draw: Callable[[Photo], np.ndarray]) -> Callable[[Photo], np.ndarray]:
+    """`draw`, which remembers 128 photos of at most 256 px (34 MB): a run looks at each several times, for its pixels,
+    its size, copies of it, overlays."""
+    remembering = lru_cache(maxsize=128)(draw)
+    return lambda photo: (remembering if photo.size <= 256 else draw)(photo)
 
 
-@lru_cache(maxsize=128)
+@_kept
 def _drawn(photo: Photo) -> np.ndarray:
     pixels = np.clip(np.rint(photo.pixels()), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
-@lru_cache(maxsize=128)
+@_kept
 def _changed(photo: Photo) -> np.ndarray:
     changed = np.abs(photo.pixels(noise=False) - photo.pixels(defect=False, noise=False)).max(axis=0)
     return np.where(changed_region(changed), np.uint8(255), np.uint8(0))
