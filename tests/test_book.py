@@ -465,6 +465,84 @@ def test_docstrings_show_as_written():
     assert book_sphinx.prose("`Sample`s, ``code`` and :func:`name`") == r"``Sample``\ s, ``code`` and :func:`name`"
 
 
+def test_docstrings_on_a_page(tmp_path, monkeypatch):
+    """Examples stay as they are; nothing before a colon becomes a type; signatures are what somebody would write."""
+    from sphinx.application import Sphinx
+
+    (tmp_path / "conf.py").write_text("")
+    (tmp_path / "documented.py").write_text(DOCUMENTED)
+    (tmp_path / "index.rst").write_text("Title\n=====\n\n.. automodule:: documented\n   :members:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = {
+        "extensions": ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "tools.book_sphinx"],
+        "autodoc_inherit_docstrings": False,
+        "autodoc_typehints_format": "short",
+        "python_use_unqualified_type_names": True,
+    }
+    warnings = io.StringIO()
+    Sphinx(tmp_path, None, tmp_path / "out", tmp_path / "trees", "text", settings, io.StringIO(), warnings).build()
+    page = (tmp_path / "out/index.txt").read_text()
+    assert warnings.getvalue() == ""
+    assert "class documented.Held(found: dict[int, Path] = ..., maps: NDArray[float32] = ...)" in " ".join(page.split())
+    assert ">>> 2 * 3 | 0, [1_0 * n_ for n_ in [1]]" in page
+    assert "Equal keys: equal pixels." in page
+    assert "[N]: as many as images" in page
+    assert "Type:" not in page
+    assert page.count("Overridden by all.") == 1  # where it was written
+    for word in ("Alias for", "_secret", "factory"):
+        assert word not in page
+
+
+DOCUMENTED = '''
+from __future__ import annotations
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+import numpy as np
+from numpy.typing import NDArray
+
+@dataclass
+class Held:
+    """What is held."""
+
+    found: dict[int, Path] = field(default_factory=dict)
+    maps: NDArray[np.float32] = field(default_factory=lambda: np.zeros(1))
+    _secret: dict[int, Path] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Equal keys: equal pixels."""
+
+class Base:
+    """A module."""
+
+    def forward(self):
+        """Overridden by all."""
+
+class Ours(Base):
+    """Ours."""
+
+    def forward(self):
+        pass
+
+class Pair(NamedTuple):
+    """Two."""
+
+    first: int
+
+def scores(n):
+    """Scores.
+
+    Returns:
+        [N]: as many as images
+
+    Example:
+        >>> 2 * 3 | 0, [1_0 * n_ for n_ in [1]]
+        (6, [10])
+    """
+'''
+
+
 def test_build_does_nothing_when_nothing_changed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(book, "ROOT", tmp_path)
     calls, written = [], []

@@ -36,7 +36,7 @@ def test_every_command_has_a_section():
 @pytest.mark.parametrize("name", parsers())
 def test_every_argument_stands_there_with_its_help(name):
     section = sections()[name]
-    plain = re.sub(r"\\(.)", r"\1", section)
+    plain = re.sub(r"\\(.)|`", r"\1", section)  # as it is read, without what marks code
     for action in parsers()[name]._actions:
         if isinstance(action, argparse._HelpAction):
             continue
@@ -44,10 +44,10 @@ def test_every_argument_stands_there_with_its_help(name):
             assert re.search(rf"^`[^`\n]*{option}\b[^`\n]*`$", section, re.M), option
         if not action.option_strings:
             assert f"`{action.metavar or action.dest}`\n" in section
-        assert (action.help or "").replace("%%", "%") in plain
+        assert ((action.help or "") % vars(action)).replace("`", "") in plain
     for line in (parsers()[name].epilog or "").strip().splitlines():
         for part in re.split(r"\s{2,}", line.strip()):
-            assert part in plain or part == "examples:"
+            assert part.replace("`", "") in plain or part == "examples:"
     blocks = re.findall(r"```\w+\n(.*?)```", section, re.S)
     assert all(len(line) <= commands.WIDTH for block in blocks for line in block.splitlines())
 
@@ -60,6 +60,13 @@ def test_the_words_of_help_itself_are_all_there():
         options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", done.stdout)) - {"--help"}
         assert len(options) > 2
         assert all(option in sections()[name] for option in options)
+
+
+def test_options_and_names_are_code_and_the_rest_stays_as_it_is():
+    assert (
+        commands.prose("as `musc run` with --seed=3 (a*b), x-y--z") == r"as `musc run` with `--seed=3` (a\*b), x-y--z"
+    )
+    assert "%(" not in PAGE
 
 
 def test_the_page_has_the_mark_once():
