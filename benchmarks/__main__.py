@@ -76,9 +76,9 @@ def write(rows: list[dict[str, Any]], about: dict[str, Any], folder: Path) -> No
     with (folder / "targets.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(targets.table(rows))
     with (folder / "notes.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(
-            (f"{row['benchmark']}, {row['ours']}", row["note"]) for row in rows if "note" in row
-        )
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow((*COLUMNS[:3], "note"))
+        table.writerows((row["benchmark"], row["size"], row["ours"], row["note"]) for row in rows if "note" in row)
     with (folder / "scaling.csv").open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("over", "size", "seconds", "fitted exponent", "benchmark"))

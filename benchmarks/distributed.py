@@ -85,7 +85,9 @@ def main() -> None:
     print(f"aim: at most {AIM} of the time by two workers on two idle cores")
     a.out.mkdir(parents=True, exist_ok=True)
     with (a.out / "distributed.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("what", "measured"), *row.items()])
+        csv.writer(file, lineterminator="\n").writerows(
+            [("what", "measured"), *((k, v) for k, v in row.items() if v != "")]
+        )
 
 
 if __name__ == "__main__":
