@@ -178,7 +178,7 @@ class MuSc:
         if self.config.mutual and len(features) + (len(reference_features) if reference_features else 0) < 2:
             raise DataError(
                 "one image alone cannot be scored: MuSc compares images of one product with each other. "
-                "Add more images of it (from about 5 on the scores mean something), or give normal reference images."
+                "Add more images of it (from about ten on the scores mean something), or give normal reference images."
             )
         every = [features, *([reference_features] if reference_features else [])]
         images_read = [s for f in every for s in f.samples]

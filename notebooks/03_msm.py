@@ -572,7 +572,7 @@ summary = pd.DataFrame(
     index=["defective scored by normal", "normal scored by defective"],
     dtype=float,
 )
-summary.round(3)
+summary.round(4)
 
 
 # %% tags=["solution"]

@@ -30,7 +30,7 @@
 # %% tags=["parameters"]
 category = "capsule"  # of the synthetic set, for a folder to work on
 photographs = None  # your own folder instead
-limit = 21  # images; None: all
+limit = 20  # images; None: all
 backbone = "procedural"
 
 # %%
@@ -201,7 +201,7 @@ verdict(
     f"Without labels, `robust` misses {missed['robust']} of the"
     f" {counts['defective'].max()} defective parts and `mixture` {missed['mixture']}, with"
     f" {alarms['robust']} and {alarms['mixture']} false alarms; the ten marks leave"
-    f" {missed['ten marks']} misses and {alarms['ten marks']} false alarms. `robust` looks"
+    f" {missed['ten marks']} and {alarms['ten marks']}. `robust` looks"
     f" at the scores below the mode only, of {len(result)} images that is a handful, and"
     " is widened for that: in a small folder it is cautious, and overlooks. The interval"
     " that the command prints is wide, as ten images cannot say more.",
@@ -223,7 +223,7 @@ for name, t in thresholds_tried.items():
     colour, style = styles[name]
     ax.axhline(t.value, color=colour, linestyle=style, label=name)
 ax.set(xlabel="image, by score", ylabel="raw score")
-ax.locator_params(axis="x", integer=True)
+ax.set_xticks(range(0, len(raw), 5))
 ax.spines[["top", "right"]].set_visible(False)
 _ = ax.legend(frameon=False, title="threshold")
 

@@ -123,7 +123,7 @@ print(f"{len(pools)} pools of {shape[1]} images; distances of each: {shape}")
 try:
     musc.run(draw(products[0], good=1, defects=0))
 except MuscError as error:
-    print("one image:", error)
+    print(error)
 
 pairs = []
 for (product, seed), full in pools.items():
@@ -280,7 +280,9 @@ change = better - plain
 bad = int(change.amax(dim=1).argmax())  # the image that is raised most
 patch = int(change[bad].argmax())
 ordinary = int(plain[0].argsort()[plain.shape[1] // 2])
-for note in consistency.describe(groups, [f"image {i}" for i in rows]):
+for note in consistency.describe(
+    groups, [f"image {n}" for n in range(len(rows))]
+):
     print(example[0].replace("_", " ") + ":", note)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Sorted distances of Eq. 1 of one patch each, where 40 % of the images share a defect: the gap stands after the images that share it.", "name": "fig-fails-gap"}, "image": {"alt": "A smooth, slowly rising curve for a normal patch, and a curve with a step for a patch of the shared defect; the grey zone of the lowest thirty percent ends before the step."}}

@@ -144,9 +144,8 @@ table_3.stand_in_figure
 here = numbers(table_3.frame, "here", dataset="synthetic", metric="image_auroc")
 alone = here["{5}"]
 verdict(
-    f"The order of the ends is the paper's: in image AUROC $\\{{1, 3\\}}$ is best "
-    f"({here[pair]:.1f}), and degree 5 is {here[pair] - alone:.1f} points behind when "
-    "it is alone.",
+    f"As in the paper, $\\{{1, 3\\}}$ is best in image AUROC ({here[pair]:.1f}), and "
+    f"degree 5 is {here[pair] - alone:.1f} points behind when it is alone.",
     here[pair] == max(here.values(), default=0),
     here[pair] > alone,
 )

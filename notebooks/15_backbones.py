@@ -194,7 +194,9 @@ for dataset in lab.roots:
             lab.result(dataset, name),
             lab.result(dataset, name, weights="random"),
         ]
-        values[name] = [100 * r.metrics["image"]["auroc"] for r in pair]
+        values[name] = [
+            round(100 * r.metrics["image"]["auroc"], 1) for r in pair
+        ]
         print(
             f"{name}: trained {values[name][0]:.1f}, untrained "
             f"{values[name][1]:.1f}"

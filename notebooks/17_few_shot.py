@@ -126,7 +126,7 @@ table_15.stand_in_figure
 here = numbers(
     table_15.frame, "here", dataset="synthetic", metric="image_auroc"
 )
-moves = [v - here["0-shot"] for v in here.values()]
+moves = [round(v, 1) - round(here["0-shot"], 1) for v in here.values()]
 most = max(map(abs, moves), default=9)
 verdict(
     "The same here: whatever their number, references change the image AUROC of "

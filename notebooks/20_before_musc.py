@@ -294,7 +294,7 @@ photographed.loc[photographed.index.isin(known), columns].round(1)
 # %% [markdown]
 # ## What a normal image is worth
 #
-# Now the same methods with 1, 2, 4, ... references. MuSc needs none; where it is given some, they join its pool (few-shot MuSc, see
+# Now the same methods with one reference, and with more. MuSc needs none; where it is given some, they join its pool (few-shot MuSc, see
 # [chapter 9](09_few_shot.ipynb)).
 
 # %% mystnb={"figure": {"caption": "Image AUROC and pixel AP by the number of normal images. Dashed: MuSc and the batched form of AnomalyDINO without any.", "name": "fig-before-shots"}, "image": {"alt": "Two panels of curves over the number of references on a logarithmic axis, and two dashed level lines for the methods without references."}}

@@ -174,7 +174,7 @@ lost = (mean - exact.reindex(mean.index.get_level_values("data")).values)[
     MEASURES[1:]
 ]
 table = lost.join(mean["pairs"])[MEASURES].unstack("data").swaplevel(axis=1)
-photographs = table["photographs"].round(1)
+photographs = table["photographs"].round(1) + 0
 photographs
 
 # %% [markdown]
@@ -182,10 +182,10 @@ photographs
 # pairs that are compared, in percent.
 
 # %%
-table["texture"].round(1)
+table["texture"].round(1) + 0  # -0.0 becomes 0
 
 # %%
-table["product with a rare variant"].round(1)
+table["product with a rare variant"].round(1) + 0
 
 # %% mystnb={"figure": {"caption": "What is gained or lost against exact scoring, over the share of pairs that are compared. Grey: within 0.3 points, the aim at a fifth of the time; dotted: one point, the aim at a twentieth.", "name": "fig-scale-accuracy"}, "image": {"alt": "Six panels, image AUROC above and pixel AP below for three data sets. References stay near zero; look-alikes fall on photographs and rise on the product with a rare variant."}}
 fig, axes = plt.subplots(2, 3, figsize=(8, 4.6), sharex=True)

@@ -431,6 +431,10 @@ def test_long_names_may_break_after_their_parts_and_nothing_else():
     context = {"body": page}
     book_sphinx.breakable(None, "page", "", context, None)
     assert context["body"] == page.replace("msm.interval_average(x)", "msm.<wbr>interval_<wbr>average(<wbr>x)")
+    context = {"body": r'<p><em><span class="math">\(k\)</span>.</em> <span class="math">\(j\)</span>’s a</p>'}
+    book_sphinx.breakable(None, "page", "", context, None)
+    assert r'<em><span class="whole"><span class="math">\(k\)</span>.</span></em>' in context["body"]
+    assert "</span>’s</span> a</p>" in context["body"]
     context = {"body": "<code>musc run --max-memory 2</code><p>Solution to<a href='#e'> Exercise 3</a></p>"}
     book_sphinx.breakable(None, "page", "", context, None)
     assert '<code>musc run <span class="whole">--max-memory</span> 2</code>' in context["body"]

@@ -479,12 +479,10 @@ def test_command_line_names_what_is_wrong(capsys):
 
 def test_remarks_are_computed_from_the_transcription():
     said = reproduce.remarks("table_3", "table_9")
-    assert "MuSc's image AUROC on MVTec AD with r in {1} (0-shot) is 96.8 in Tab. 3 but 96.9 in Tab. 9." in " ".join(
-        said.split()
-    )
-    assert max(map(len, said.splitlines())) <= 88
-    first = " ".join(reproduce.remarks("table_12").split())
-    assert first.startswith(
+    assert "- MuSc's image AUROC on MVTec AD with r in {1} (0-shot) is 96.8 in Tab. 3 but 96.9 in Tab. 9." in [
+        line.removesuffix(" (Decimals that are not printed could explain it.)") for line in said.splitlines()
+    ]
+    assert reproduce.remarks("table_12").startswith(
         "Of 2 statements that the paper's text makes about these tables, the printed numbers bear out 2."
     )
 

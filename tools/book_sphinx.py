@@ -32,6 +32,7 @@ TAG = re.compile(r"\\tag\{([\d.]+)\}")
 NUMBER = r"\d+(?:\.\d+)?"
 EQUATION = re.compile(rf"(?P<first>Eq\. ?(?P<number>{NUMBER}))(?:(?P<to>-|–| to | and )(?P<last>{NUMBER})\b)?")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+MATHS = re.compile(r'(<span class="math[^"]*">[^<]*</span>)([.,;:)\u2019!?]+(?:s\b)?)')
 SOLUTION = re.compile(r"(?<=>Solution to)(<a [^>]*>) ")
 COLON = "\ue000"  # stands for a colon where napoleon would take what precedes it for a type
 WRITTEN = [  # how Python shows a signature, and how one writes it
@@ -151,7 +152,8 @@ def breakable(app: Any, pagename: str, template: str, context: dict[str, Any], d
 
     if "body" in context:
         body = SOLUTION.sub(r" \1", context["body"])  # a link that begins with a space underlines it
-        context["body"] = BETWEEN.sub(mark, body)
+        body = BETWEEN.sub(mark, body)
+        context["body"] = MATHS.sub(r'<span class="whole">\1\2</span>', body)  # no line begins with a full stop
 
 
 def without_thebe(app: Any, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:

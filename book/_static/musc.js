@@ -5,9 +5,9 @@ if (location.protocol === "file:") {
 
 /* Figures that are too wide for a phone, each in a box that can scroll; musc.css says when it does. */
 document.addEventListener("DOMContentLoaded", () => {
-  for (const image of document.querySelectorAll(".bd-article figure img")) {
+  for (const image of document.querySelectorAll(".bd-article :is(figure, .cell_output) img")) {
     const box = () => {
-      if (image.naturalWidth <= 680) return;
+      if (image.naturalWidth <= 640) return;
       const wide = document.createElement("div");
       wide.className = "wide";
       image.replaceWith(wide);

@@ -8,7 +8,6 @@ measured on the synthetic data set stands apart from it: it is compared with no 
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,9 +187,9 @@ def _stamp(lab: Profile) -> str:
     return f"{lab.name}-{re.sub(r'[^A-Za-z0-9.]+', '-', lab.config.backbone)}-{digest}"
 
 
-def remarks(*names: str, width: int = 88) -> str:
+def remarks(*names: str) -> str:
     """What can be said of the paper's own numbers in some tables: how many of its sentences about them hold, and every
-    contradiction that `paper.contradictions` finds there, as lines of at most `width` characters."""
+    contradiction that `paper.contradictions` finds there, a line each."""
     numbers = {item.number for item in map(find, names) if item.kind == "table"}
     said, odd = (
         frame[[bool(numbers & set(tables)) for tables in frame["tables"]]] for frame in (claims(), contradictions())
@@ -202,4 +201,4 @@ def remarks(*names: str, width: int = 88) -> str:
         lines.append(f"- {row.sentence}{doubt}")
     if not len(odd):
         lines.append("No contradiction among the printed numbers.")
-    return "\n".join("\n".join(textwrap.wrap(line, width, subsequent_indent="  ")) for line in lines)
+    return "\n".join(lines)

@@ -53,7 +53,7 @@ class MuScResult:
         metrics: {"image": ..., "image_before_rscin": ..., "pixel_clean": ..., "pixel_official": ...}, each a dict of
             fractions in [0, 1]; the pixel ones hold "pro" (exact) and "pro_official". Empty without labels.
         threshold: on the scale of raw_image_scores and of the maps, with its estimated false-alarm rate; see `decide`.
-        config, weights, environment, timings (seconds), notes, skipped: where all this came from.
+        config, weights, environment, timings, notes, skipped: where all this came from, in seconds where it is time.
         fingerprint: digest of settings, weights and image contents; a rerun with an equal one is reused.
         keys, reference_keys, cache: contents' digests of the images and of the references, and the folder where their
             tokens are kept: what `stream.score_against` needs to score further images ("": no tokens were kept).

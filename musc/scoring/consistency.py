@@ -196,7 +196,7 @@ def describe(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
     """
     said = []
     for g in groups:
-        shown = ", ".join(names[i] for i in g.images[:5]) + (", ..." if len(g.images) > 5 else "")
+        shown = ", ".join(names[i] for i in g.images[:5]) + (" and others" if len(g.images) > 5 else "")
         said.append(
             f"{len(g.images)} of {len(g.patches)} images ({100 * g.share:.0f} %) share something that no other has, "
             f"and without each other would score {g.lift:.1f} times the median: {shown}. It is the same defect, or a "
