@@ -14,7 +14,7 @@ import pickle
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,7 @@ def read_ahead(
         source, future = pending.popleft()
         if not processes:
             return future.result()
-        key, found = future.result()
+        key, found = _result(pool, future)
         if found is None:  # its tokens need not travel
             return here(source)
         return key, torch.from_numpy(found) if isinstance(found, np.ndarray) else found
@@ -118,6 +118,18 @@ def read_ahead(
 def _processes(workers: int) -> ProcessPoolExecutor:
     """New interpreters: what a fork would copy, threads at work and a GPU, does not bear it."""
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+
+
+def _result(pool: Executor, future: Future[Any]) -> Any:
+    """`future.result()`. Where a process died while it sent a picture, the pool would wait for the rest for ever."""
+    while not wait([future], timeout=1).done:
+        workers = list((getattr(pool, "_processes", None) or {}).values())
+        results = getattr(pool, "_result_queue", None)
+        if results is not None and not all(worker.is_alive() for worker in workers):
+            for worker in workers:  # those that live may wait for the dead one's lock
+                worker.kill()
+            results._writer.close()  # the last end to which somebody could write: now the pool sees that it broke
+    return future.result()
 
 
 def _begin() -> None:

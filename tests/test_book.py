@@ -443,6 +443,7 @@ def test_long_names_may_break_after_their_parts_and_nothing_else():
 
 def test_a_named_equation_is_a_link_and_one_that_no_page_has_fails_the_build(tmp_path):
     from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace
 
     def build(text):
         (tmp_path / "index.md").write_text("# Start\n\n```{toctree}\nother\n```\n\n" + text)
@@ -452,7 +453,8 @@ def test_a_named_equation_is_a_link_and_one_that_no_page_has_fails_the_build(tmp
             "extensions": ["sphinx.ext.autodoc", "myst_parser", "tools.book_sphinx"],
             "myst_enable_extensions": ["dollarmath"],
         }
-        Sphinx(tmp_path, None, out, tmp_path / "trees", "html", extensions, io.StringIO(), warnings).build()
+        with docutils_namespace():
+            Sphinx(tmp_path, None, out, tmp_path / "trees", "html", extensions, io.StringIO(), warnings).build()
         return (out / "index.html").read_text(), (out / "other.html").read_text(), warnings.getvalue()
 
     index, other, said = build("By Eq. 2 and 2.1, `Eq. 2`.")
@@ -472,6 +474,7 @@ def test_docstrings_show_as_written():
 def test_docstrings_on_a_page(tmp_path, monkeypatch):
     """Examples stay as they are; nothing before a colon becomes a type; signatures are what somebody would write."""
     from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace
 
     (tmp_path / "conf.py").write_text("")
     (tmp_path / "documented.py").write_text(DOCUMENTED)
@@ -484,7 +487,8 @@ def test_docstrings_on_a_page(tmp_path, monkeypatch):
         "python_use_unqualified_type_names": True,
     }
     warnings = io.StringIO()
-    Sphinx(tmp_path, None, tmp_path / "out", tmp_path / "trees", "text", settings, io.StringIO(), warnings).build()
+    with docutils_namespace():
+        Sphinx(tmp_path, None, tmp_path / "out", tmp_path / "trees", "text", settings, io.StringIO(), warnings).build()
     page = (tmp_path / "out/index.txt").read_text()
     assert warnings.getvalue() == ""
     assert "class documented.Held(found: dict[int, Path] = ..., maps: NDArray[float32] = ...)" in " ".join(page.split())

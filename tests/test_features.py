@@ -1,4 +1,5 @@
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
@@ -227,6 +228,30 @@ def test_processes_leave_ctrl_c_to_this_one_and_their_death_is_said(samples):
     with pytest.raises(ConfigError, match="a process that decodes images died"):
         list(reading)
     assert not worker.is_alive()
+
+
+class DiesWhileSending(Preparation):
+    """Its second picture gets half-way through the pipe, as where the system is short of memory."""
+
+    def array(self, source):
+        if str(source).endswith("1.png"):
+            multiprocessing.connection.Connection._send = send_half
+        return super().array(source)
+
+
+def send_half(self, content, write=os.write):
+    write(self._handle, content[: len(content) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_process_that_dies_while_it_sends_is_said_too(workers, samples):
+    how = DiesWhileSending(64, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), "bicubic")
+    reading = read_ahead([s.image for s in samples], how, lambda key: None, workers, processes=True, ahead=2)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(ConfigError, match="a process that decodes images died"):
+        list(reading)
+    assert set(multiprocessing.active_children()) <= before
 
 
 @pytest.mark.nightly

@@ -10,6 +10,7 @@ document.addEventListener("DOMContentLoaded", () => {
       if (image.naturalWidth <= 640) return;
       const wide = document.createElement("div");
       wide.className = "wide";
+      wide.style.setProperty("--width", `${Math.min(image.naturalWidth, 736)}px`);
       image.replaceWith(wide);
       wide.append(image);
     };
