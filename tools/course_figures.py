@@ -29,7 +29,8 @@ BEGIN = """\
 import matplotlib as _m
 _m.rcParams |= {'svg.hashsalt': 'musc', 'path.simplify_threshold': 1.0}
 """
-PRELOADED = ["IPython", "matplotlib.pyplot", "pandas", "scipy", "sklearn.metrics", "torch", "musc.pipeline"]
+PRELOADED = ["IPython", "matplotlib.pyplot", "pandas", "scipy", "seaborn", "sklearn.metrics", "torch"]
+PRELOADED += ["musc.pipeline", "musc.reproduce"]
 LICENCE = "MIT, as the package; the photographs in it are those of scikit-image (brick, gravel, grass: CC0)"
 COLUMNS = ("figure", "caption", "alt text", "notebook", "licence")
 
