@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Tests in several processes, one more than cores because some of them wait; each with files of its own, in their order.
-APART := -n $(shell $(PYTHON) -c "import os; print(min(os.cpu_count(), 3) + 1)") --dist loadfile --no-loadscope-reorder
+APART = -n $(shell $(PYTHON) -c "import os; print(min(os.cpu_count(), 3) + 1)") --dist loadfile --no-loadscope-reorder
 # Without a GPU the pair of torch and torchvision is pinned, so that pip never fetches CUDA builds of torch.
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 
