@@ -24,6 +24,7 @@ def test_images_are_scored_by_their_neighbours_in_a_circle(N, R):
     scored = (plan.slot[:, :N] >= 0).sum(dim=1)
     assert (scored == R).all()
     pairs = [(i, p) for i, p in plan.pairs() if p < N]
+    assert plan.count == len(plan.pairs()) == len(pairs) + 2 * N
     assert len(pairs) == (N * R // 2 if R % 2 == 0 or N % 2 == 0 else N * (R + 1) // 2)
     seat = {image: k for k, image in enumerate(plan.order)}
     apart = Counter(min((seat[i] - seat[p]) % N, (seat[p] - seat[i]) % N) for i, p in pairs)

@@ -131,7 +131,7 @@ class Cluster:
             for both in zip(stages, extra, strict=True)
         ]
         folder = self._folder(tokens, cut, settings)
-        total = len(stages) * len(plan.pairs())
+        total = len(stages) * plan.count
         with ExitStack() as during:
             bar = during.enter_context(tqdm(total=total, desc="pairs", unit="pair", disable=hidden))
             if folder is not None:

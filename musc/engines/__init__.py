@@ -44,8 +44,7 @@ def compare(
 
     Raises ValueError where a token of the first `new` images is not finite (None: of all; others are known to be).
     """
-    for p in range(plan.P if new is None else new):
-        check_finite(image(p), p, plan.N)
+    check_all(image, plan.P if new is None else new, plan.N)
     first = image(0)
     rows, cols = lnamd.square_grid(len(first), grid)
     exact = first.dtype == torch.float64
@@ -59,7 +58,7 @@ def compare(
         else:
             out[:, images, slots] = torch.as_tensor(distances).to(out.device, out.dtype)
 
-    with tqdm(total=len(plan.pairs()), desc="pairs", unit="pair", disable=None if progress else True) as bar:
+    with tqdm(total=plan.count, desc="pairs", unit="pair", disable=None if progress else True) as bar:
         job = Job(image, plan, tuple(degrees), (rows, cols), write, bar.update, block)
         if position_window < max(rows, cols) - 1:
             log.info("windowed: patches meet those near their own place only")
@@ -73,6 +72,16 @@ def compare(
         else:
             log.info("blocked: %s on %s", first.dtype, first.device)
             blocked.stage_distances(job)
+
+
+def check_all(image: Callable[[int], Tensor], P: int, N: int) -> None:
+    """`check_finite` of the first P images: a GPU is waited for once, not for each."""
+    if not P:
+        return
+    low, high = (torch.stack(of) for of in zip(*(torch.aminmax(image(p)) for p in range(P)), strict=True))
+    if not ((low > -LARGEST) & (high < LARGEST)).all():
+        for p in range(P):
+            check_finite(image(p), p, N)
 
 
 def check_finite(tokens: Tensor, p: int, N: int) -> None:

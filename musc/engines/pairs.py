@@ -43,11 +43,21 @@ class Plan:
         """The plan by seat: image k and pool image k are those on the k-th seat. The rows of distances stay."""
         return self if self.order is None else Plan(self.slot[self.seats[: self.N]][:, self.seats], self.J)
 
-    def pairs(self) -> list[tuple[int, int]]:
-        """Every pair (i, p), i < p, of which at least one image scores the other: each is compared once."""
+    @property
+    def compared(self) -> Tensor:
+        """[N, P], every pair (i, p), i < p, of which at least one image scores the other: each is compared once."""
         wanted = self.slot >= 0
         wanted[:, : self.N] |= wanted[:, : self.N].T.clone()
-        return [(i, p) for i, p in wanted.nonzero().tolist() if i < p]
+        return wanted.triu(1)
+
+    @property
+    def count(self) -> int:
+        """How many pairs are compared. Of 2000 images a list of them takes seconds, longer than a GPU to compare."""
+        return int(self.compared.sum())
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """The pairs that are compared."""
+        return [(i, p) for i, p in self.compared.nonzero().tolist()]
 
     def without(self, done: Collection[tuple[int, int]]) -> Plan:
         """The plan of all other pairs."""

@@ -38,12 +38,12 @@ def stage_distances(job: Job, precision: str = "float32") -> None:
         return
     if not compiling.ready():
         M, C = job.image(0).shape
-        seconds = len(job.plan.pairs()) * M * M * (4e-9 * len(job.degrees) + 2e-11 * C)  # about, by gram
+        seconds = job.plan.count * M * M * (4e-9 * len(job.degrees) + 2e-11 * C)  # about, by gram
         compiling.compile_aside(patient=seconds < COMPILING)
         log.info("gram: the kernels are being compiled (%s)", compiling.folder())
         done = gram.stage_distances(job, compiling.ready)
         job = replace(job, plan=job.plan.without(done))
-        if not job.plan.pairs():
+        if not job.plan.count:
             return
     compute(job, precision)
 
