@@ -34,7 +34,7 @@ TILES = {
     "128x128, addresses (Ampere)": tiles.TILES[1],
 }
 # of `nearest_distances`: images at a time, channels at a time, warps
-NEAREST = [(1, 1024, 2), (1, 512, 1), (2, 1024, 1), (2, 1024, 2), (2, 512, 1), (4, 1024, 1)]
+NEAREST = [(4, 128, 1), (2, 128, 1), (1, 1024, 2), (1, 512, 1), (2, 1024, 1), (2, 1024, 2), (2, 512, 1), (4, 1024, 1)]
 
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:
@@ -175,7 +175,7 @@ def time_launch(name: str, tokens: torch.Tensor, tile: Tile, rate: float, which:
 def time_tiles(rate: float, side: int, C: int, everything: bool, stop: float) -> list[dict[str, Any]]:
     """One launch of 64 pairs by the default tile; of others, and of more pairs, where everything is asked for."""
     tokens = smooth_tokens(16, side, C)
-    default = tiles.default_tile(tokens.device)
+    default = tiles.default_tile(tokens.device, C)
     rows = time_launch("default, 8 x 8 images", tokens, default, rate)
     rows += time_launch("  independent random tokens", random_tokens(16, side, C), default, rate)
     if not everything:

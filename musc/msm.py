@@ -18,7 +18,7 @@ from tqdm import tqdm
 from musc import engines, lnamd
 from musc.engines import blocked, memory
 from musc.engines.pairs import Plan, plan_pool
-from musc.engines.rows import all_others, completed, planned
+from musc.engines.rows import all_others, completed, few, planned
 from musc.engines.settings import PLAIN, Settings
 
 __all__ = [
@@ -229,10 +229,10 @@ def scores(
     for n, tokens in enumerate(stages):
         extra = None if references is None else references[n]
         for images, distances in stage_rows(tokens, settings, references=extra, pool=pool):
-            # image by image, so that sorting needs no second array of this size
-            for row, i in enumerate(images):
-                found = interval_average(distances[:, row], settings.interval, settings.reduction)
-                total[i] += found.mean(dim=0)  # [D, M] -> [M]
+            # few images at a time, so that sorting needs no second array of this size
+            for some, part in few(images, distances):
+                found = interval_average(part.flatten(0, 1), settings.interval, settings.reduction)
+                total[some] += found.unflatten(0, part.shape[:2]).mean(dim=0)  # [D, b, M] -> [b, M]
     return total / len(stages)
 
 
@@ -261,8 +261,7 @@ def stage_rows(
     shape, J = lnamd.square_grid(M, s.grid), plan.J if plan else N - 1 + R
     problem = memory.Problem(tokens.device, tokens.dtype, N, N + R, J, shape, C, s.degrees)
     cut = memory.cut(problem, s.max_bytes, s.block, on_disk=s.scratch is not None)
-    for p in range(N + R):
-        engines.check_finite(_images(tokens, references)(p), p, N)
+    engines.check_all(_images(tokens, references), N + R, N)
     plan, order = (plan.seated(), plan.seats) if plan else (None, list(range(N + R)))
     image = _images(tokens, references, order)
 

@@ -7,10 +7,13 @@ import numpy as np
 import plain
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 
 from musc import lnamd
 from musc.engines import gpu
+from musc.engines.gpu import tiles
 from musc.engines.gpu.tokens import Held
 from musc.engines.pairs import Job, plan_pool
 from musc.errors import ConfigError
@@ -178,8 +181,13 @@ def test_aggregation_equals_float64(grid, degree, C):
     np.testing.assert_allclose(held.exact[0], lnamd.aggregate(x, degree, grid=grid), atol=3e-7)
     M = grid[0] * grid[1]
     blocks = -(-M // 32)
-    order = [min(i % 32 * blocks + i // 32, M - 1) for i in range(32 * blocks)]
-    assert torch.equal(held.half[0, :, :, :C], held.exact[0][:, order].half())
+    order = [i % 32 * blocks + i // 32 for i in range(32 * blocks)]
+    own = [i for i, token in enumerate(order) if token < M]
+    assert torch.equal(held.half[0, :, own, :C], held.exact[0][:, [order[i] for i in own]].half())
+    more = [i for i, token in enumerate(order) if token >= M]
+    assert (held.half[0, :, more, None, :C] == held.exact[0, :, None].half()).all(dim=-1).any(dim=-1).all()
+    for block in held.half[0].flatten(0, 1).split(32) if blocks > 1 else ():
+        assert len(block.unique(dim=0)) == 32  # no token stands twice where equal keys would have all of it measured
     assert (held.half[..., C:] == 0).all()
     rounding = (held.exact[0].double() - held.exact[0].half().double()).norm(dim=-1).amax(dim=1)
     assert (held.error[0] >= rounding).all()
@@ -191,6 +199,38 @@ def test_block_size_changes_nothing():
     whole = run(x, (1,), grid=(2, 3))
     assert torch.equal(run(x, (1,), grid=(2, 3), block=1), whole)
     assert torch.equal(run(x, (1,), grid=(2, 3), block=2), whole)
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made under it, and not given, held at a time."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.given = [tensor.untyped_storage().data_ptr() for tensor in given]
+        self.made, self.most = {}, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        found = function(*arguments, **(options or {}))
+        for tensor in found if isinstance(found, tuple | list) else [found]:
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage and storage.data_ptr() not in self.given:
+                self.made[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
+        self.made = {at: held for at, held in self.made.items() if not held[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self.made.values()))
+        return found
+
+
+@pytest.mark.parametrize("block", [2, 4, 8])
+def test_what_it_holds_is_within_what_it_says(block):
+    """Measured: images held, a launch's keys (of several launches, one after the other), and what prepares images."""
+    grid = (8, 8)
+    x = tokens(8, grid=grid, C=3)
+    out = torch.empty(1, 8, 7, 64)
+    with Peak(x, out) as peak:
+        run(x, (3,), grid=grid, block=block, out=out)
+    image, passing = tiles.bytes_needed(1, 64, 3, SMALL, block)
+    account = 100 * 8 * 8  # of pairs: half of what `memory.Problem.whole` says
+    assert image * min(2 * block, 8) < peak.most <= image * min(2 * block, 8) + passing + account
 
 
 def test_out_elsewhere():

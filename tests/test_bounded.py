@@ -13,6 +13,7 @@ from test_msm import GRID, kernels, tokens  # noqa: F401
 
 from musc import msm
 from musc.engines import memory, rows
+from musc.engines.gpu import tiles
 from musc.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +35,17 @@ def test_any_cut_gives_the_same_scores(options, cut, monkeypatch, tmp_path):
         got = msm.mutual_scores([x, x.flip(2)], (1, 3), grid=grid, scratch=scratch, **options)
         torch.testing.assert_close(got, whole, atol=1e-6, rtol=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_images_that_are_sorted_together(monkeypatch):
+    """As on a GPU, where three images' distances at a time are sorted."""
+    x, options = tokens(8, (3, 4), C=9), {"grid": (3, 4), "max_bytes": 1 << 30}
+    whole, some = msm.mutual_scores([x], (1, 3), **options), msm.mutual_scores([x], (1, 3), pool=4, **options)
+    monkeypatch.setattr(msm, "few", lambda images, distances: (
+        (images[k : k + 3], distances[:, k : k + 3]) for k in range(0, len(images), 3)
+    ))  # fmt: skip
+    torch.testing.assert_close(msm.mutual_scores([x], (1, 3), **options), whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(msm.mutual_scores([x], (1, 3), pool=4, **options), some, atol=1e-6, rtol=0)
 
 
 def test_each_pair_once_in_a_group_and_twice_between_groups():
@@ -82,6 +94,36 @@ def test_a_gpu_holds_the_room_that_waits_whole(J, monkeypatch):
     pairs = min(cut.band**2, memory.SPARE * cut.band**2 * J / 2000)
     waiting = (-(-cut.group // cut.band)) ** 2 // 4 * pairs * problem.unit
     assert bound / 5 < waiting < bound - problem.J * cut.band * problem.unit
+
+
+@pytest.mark.parametrize(("N", "side", "C"), [(400, 37, 1024), (2000, 14, 384), (60, 50, 768)])
+@pytest.mark.parametrize("share", [0.05, 0.3, 1])
+def test_a_gpu_s_parts_stay_below_the_bound(N, side, C, share, monkeypatch):
+    """Added up as the engine and `rows` ask for them. 400 images of ViT-L's size by 20 each once took 86 MiB more than
+    their 2 GiB: a launch's keys were there twice, and raw tokens while they were prepared."""
+    monkeypatch.setattr(tiles, "default_tile", lambda device: tiles.Tile())
+    J, M, D = max(1, int(share * (N - 1))), side * side, 3
+    rows_of, blocks = -(-M // 32) * 32, -(-C // 64) * 64
+    problem = memory.Problem(torch.device("cuda"), torch.float32, N, N, J, (side, side), C, (1, 3, 5))
+    for bound in (1 << 29, 1 << 30, 3 << 29, 2 << 30, 4 << 30, 16 << 30):
+        try:
+            cut = memory.cut(problem, bound)
+        except ConfigError:
+            continue
+        block = cut.block if cut else 32
+        held = min(2 * block, N) * D * (4 * M * C + 2 * rows_of * blocks)
+        A = min(block, tiles.chunk_images(M)) * rows_of
+        keys = 2 * 4 * D * (A * (A // 32) + A * (A // 16))
+        raw = 2 * 4 * M * C * min(16, N, 2 * block)  # and once more, as float32, where they are not
+        taken = held + max(keys, raw) + 3 * 4 * N * M
+        if cut is None or cut.band >= N:
+            taken += 4 * D * N * J * M + 2 * 8 * N * N
+        else:
+            pairs = min(cut.band**2, int(memory.SPARE * cut.band**2 * J / N) + 1)
+            n = cut.band + max(cut.band, cut.chunk)
+            waiting = (-(-cut.group // cut.band)) ** 2 // 4 * pairs
+            taken += 4 * D * M * (cut.band * J + waiting + 2 * n * (cut.band + 1))
+        assert taken <= bound, (cut, bound)
 
 
 def test_a_bound_too_small_for_one_pair():

@@ -140,14 +140,16 @@ def test_tile_maxima_compile_for(monkeypatch, capability, kib, dense):
 
 
 @needs_this_triton
+@pytest.mark.parametrize(("C", "subs"), [(1024, 128), (384, 16)])
 @pytest.mark.parametrize("capability", [80, 86, 90])
-def test_nearest_distances_compile_for(capability):
+def test_nearest_distances_compile_for(monkeypatch, capability, C, subs):
     from musc.engines.gpu import kernels
 
-    tile = gpu.Tile()
+    cuda(monkeypatch, divmod(capability, 10))
+    tile = gpu.default_tile(CUDA, C)
     types = dict.fromkeys(("exact", "error", "out"), "*fp32") | {"slack": "fp32", "starts": "*i64"}
     types |= dict.fromkeys(("best", "second"), "*i32")
-    constants = {"C": 1024, "TOKENS": tile.tokens, "PARTNERS": tile.partners, "SUB": 16, "SUBS": 128}
+    constants = {"C": C, "TOKENS": tile.tokens, "PARTNERS": tile.partners, "SUB": 16, "SUBS": subs}
     constants["BC"] = tile.refine_channels
     kernel, registers, stack = compiled(
         kernels.nearest_distances, types, constants, capability, num_warps=tile.refine_warps
@@ -192,5 +194,5 @@ def test_block_from_free_memory(monkeypatch, free_gib, expected):
     tile = gpu.Tile()
     block = tiles.automatic_block(CUDA, 200, 3, 1369, 1024, tile)
     assert block == expected
-    image, launch = tiles.bytes_needed(3, 1369, 1024, tile, tiles.chunk_images(1369))
-    assert block == 1 or 2 * block * image + launch < free
+    image, passing = tiles.bytes_needed(3, 1369, 1024, tile, 200)
+    assert block == 1 or 2 * block * image + passing < free

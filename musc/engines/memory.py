@@ -17,6 +17,7 @@ SPARE = 1.25  # room for pairs of two bands, of their number on average: some ba
 LASTING = 0.98  # of what distances that wait may take: allocators lose some
 BAND, CHUNK = 32, 512  # images whose rows are completed together, and what they meet at a time
 MIB = 1 << 20
+AT_ONCE = 32 * MIB  # of distances that a GPU sorts at a time; as much again goes into what it finds
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -91,10 +92,10 @@ def engine_bytes(problem: Problem, block: int) -> int:
     """What an engine holds at most while it compares images, `block` of them against others: an upper estimate."""
     D, M, C, images = len(problem.degrees), problem.M, problem.C, 2 * block
     if problem.device.type == "cuda" and problem.dtype != torch.float64:
-        from musc.engines.gpu.tiles import bytes_needed, chunk_images, default_tile
+        from musc.engines.gpu.tiles import bytes_needed, default_tile
 
-        image, launch = bytes_needed(D, M, C, default_tile(problem.device), min(chunk_images(M), block))
-        return images * image + launch
+        image, passing = bytes_needed(D, M, C, default_tile(problem.device), block)
+        return images * image + passing
     if problem.dtype == torch.float64 or problem.device.type != "cpu":
         return images * D * M * C * 8 + 4 * M * M * 8
     rooms = 3 * 4 * M * M * max(1, min(gram.COSINES // M**2, images))
@@ -129,6 +130,8 @@ def cut(problem: Problem, max_bytes: int | None, block: int | None = None, on_di
         if p.whole + 256 * MIB <= max_bytes and (block or not p.sparse):
             return None
     scores = 3 * p.N * p.unit // len(p.degrees)  # [N, M]: so far, of a stage, and the sum
+    if p.device.type == "cuda":
+        scores += 2 * AT_ONCE
     sizes = [block] if block else [b for b in (32, 16, 8, 4, 2, 1) if b <= max(1, p.P)]
     if p.sparse and not block:
         # few pairs lie in one block of images against another: with all images held each is prepared once
@@ -138,8 +141,9 @@ def cut(problem: Problem, max_bytes: int | None, block: int | None = None, on_di
         )
         if every:
             return Cut(every, p.N, p.P, p.N)
-    if named is not None and p.whole + scores + engine_bytes(p, sizes[0]) <= max_bytes:
-        return None if block else Cut(sizes[0], p.N, p.P, p.N)
+    for size in sizes[:3] if named is not None else []:  # with fewer images held, each is prepared too often
+        if p.whole + scores + engine_bytes(p, size) <= max_bytes:
+            return None if block else Cut(size, p.N, p.P, p.N)
     fits = [b for b in sizes if engine_bytes(p, b) <= max_bytes / 4] or sizes[-1:]
     room = max_bytes - scores - engine_bytes(p, fits[0])
     row = p.J * p.unit  # of one image
@@ -152,7 +156,8 @@ def cut(problem: Problem, max_bytes: int | None, block: int | None = None, on_di
         )
     band = max(1, min(BAND, p.N, int(room / 8 // row)))
     chunk = max(1, min(CHUNK, p.P, int(room / 8 // (3 * band * p.unit))))
-    left = room - (band + 3) * row - 3 * band * chunk * p.unit - 9 * p.N * p.P * (p.J < p.P - 1)
+    call = max(3 * band * chunk, 2 * (band + max(band, chunk)) * (band + 1))  # `rows.completed` asks for the second
+    left = room - (band + 3) * row - call * p.unit - 9 * p.N * p.P * (p.J < p.P - 1)
     # n images that wait for each other hold at most n^2 / 4 pairs, of which J of P are wanted
     kept = LASTING * max(0, left) / p.unit  # pairs
     if p.device.type == "cuda":  # elsewhere room in which nothing was written takes no memory

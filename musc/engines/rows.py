@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musc.engines.memory import SPARE, Cut, Problem
+from musc.engines.memory import AT_ONCE, SPARE, Cut, Problem
 from musc.engines.pairs import Plan
 from musc.errors import ConfigError
 
@@ -48,6 +48,15 @@ def all_others(N: int) -> Slots:
 def planned(plan: Plan) -> Slots:
     """Slots of a plan."""
     return lambda images, others: plan.slot[images.start : images.stop, others.start : others.stop]
+
+
+def few(images: Sequence[int], distances: Tensor) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Some of the images after the others, and their distances [D, b, J, M]: on a GPU those of AT_ONCE bytes, since
+    one image's do not keep it busy; else one's."""
+    row = distances[:, 0].nbytes
+    step = max(1, AT_ONCE // row) if distances.device.type == "cuda" else 1
+    for k in range(0, len(images), step):
+        yield images[k : k + step], distances[:, k : k + step]
 
 
 class Waiting:

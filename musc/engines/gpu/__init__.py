@@ -214,21 +214,20 @@ def stage_distances(job: Job, out: Tensor, tile: Tile | None = None) -> None:
     """
     image, plan, degrees, grid, block, advance = job.image, job.plan, job.degrees, job.grid, job.block, job.advance
     M, C = image(0).shape
-    tile = tile or default_tile(image(0).device)
+    tile = tile or default_tile(image(0).device, C)
     size = block or automatic_block(image(0).device, plan.P, len(degrees), M, C, tile)
     size = min(size, plan.P)
     left = np.zeros((plan.P, plan.P), dtype=bool)
-    left[: plan.N] = (plan.slot >= 0).numpy()
-    left = np.triu(left | left.T, 1)
+    left[: plan.N] = plan.compared.numpy()
     while not _run(image, plan, degrees, grid, size, out, advance, tile, left):
         # here, and not where it was caught: the exception kept the failed attempt's tensors alive
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if size == 1:
-            image_bytes, launch = bytes_needed(len(degrees), M, C, tile, 1)
+            image_bytes, passing = bytes_needed(len(degrees), M, C, tile, 1)
             raise ConfigError(
                 f"GPU memory is full: one pair of images with {M} patches, {C} channels and {len(degrees)} degrees "
-                f"needs {(2 * image_bytes + launch) / 2**20:.0f} MiB beyond the features. End other programs on the "
+                f"needs {(2 * image_bytes + passing) / 2**20:.0f} MiB beyond the features. End other programs on the "
                 "GPU, keep the features on the CPU (device='cpu'), or take a smaller image_size or fewer degrees."
             )
         size = size // 2
@@ -248,8 +247,8 @@ def _run(image, plan, degrees, grid, size, out, advance, tile, left) -> bool:
                     continue
                 slots = held.hold(a, keep=b), held.hold(b, keep=a)
                 for region in regions(left, images, others, *slots, side):
-                    keys = largest_cosines(held, writer.wanted, region, tile)
-                    writer.write(held, keys, region, tile)
+                    # no name here for the keys: it would keep them until those of the next launch are there as well
+                    writer.write(held, largest_cosines(held, writer.wanted, region, tile), region, tile)
                     left[region.a.start : region.a.stop, region.b.start : region.b.stop] = False
                     advance(region.pairs)
     except torch.cuda.OutOfMemoryError:

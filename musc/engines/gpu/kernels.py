@@ -13,6 +13,13 @@ BLOCK = tl.constexpr(32)  # tokens of one block of the half-precision layout
 BITS = tl.constexpr(5)
 
 
+@triton.jit
+def _held(m, M, blocks):
+    """Token m, and past the last one that of the first which belongs into the next block: were it another of its own
+    block, or one and the same for all, sub-tiles would have equal keys, and all of their tokens would be measured."""
+    return tl.where(m < M, m, tl.where(blocks > 1, m - M // blocks * blocks + 1, M - 1))
+
+
 @triton.jit(do_not_specialize=["M", "H", "W", "blocks"])
 def aggregate(
     tokens, mean, scale, exact, half, error, M, H, W, C, half_C, blocks,
@@ -26,7 +33,7 @@ def aggregate(
     """
     n = tl.program_id(1).to(tl.int64)
     m, c = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, BC)
-    token = tl.minimum(m, M - 1)  # past the last, that again
+    token = _held(m, M, blocks)
     y, x = token // W, token % W
     mean_n = tl.load(mean + n)
     total = tl.zeros((TOKENS, BC), dtype=tl.float32)
@@ -157,7 +164,7 @@ def _tile(
 @triton.jit
 def _token(position, M, blocks):
     """The token at a position of the half-precision layout: neighbours on the grid lie in different blocks."""
-    return tl.minimum(position % BLOCK * blocks + position // BLOCK, M - 1)
+    return _held(position % BLOCK * blocks + position // BLOCK, M, blocks)
 
 
 @triton.jit

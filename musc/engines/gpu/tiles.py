@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 BLOCK = 32  # tokens: images are padded to whole blocks, so that no sub-tile lies across two of them
 ROWS_AT_ONCE = 11264  # of a launch's matrix of cosines: 8 images of a ViT-L, thousands of tiles
 AT_ONCE = 16  # images aggregated together
+FEW_CHANNELS = 512  # of a token: 2 KiB
 SHARE = 0.8  # of the free memory that may be taken: the allocator rounds up
 
 
@@ -51,13 +52,15 @@ TILES = (
 )
 
 
-def default_tile(device: torch.device) -> Tile:
-    """The first of TILES that the device's shared memory and generation allow."""
+def default_tile(device: torch.device, C: int = FEW_CHANNELS + 1) -> Tile:
+    """The first of TILES that the device's shared memory and generation allow; for C channels."""
     if device.type != "cuda":
         return TILES[-1]
     room = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 99 * 1024)
     hopper = torch.cuda.get_device_capability(device)[0] == 9
-    return next(tile for tile in TILES if (hopper or not tile.descriptor) and tile.bytes + 1024 <= room)
+    found = next(tile for tile in TILES if (hopper or not tile.descriptor) and tile.bytes + 1024 <= room)
+    # a token of few channels is read sooner than the next one's address is known: several are on their way at once
+    return replace(found, partners=4, refine_channels=128) if C <= FEW_CHANNELS else found
 
 
 def power_of_two(n: int) -> int:
@@ -75,11 +78,13 @@ def chunk_images(M: int) -> int:
     return max(1, ROWS_AT_ONCE // padded(M))
 
 
-def bytes_needed(D: int, M: int, C: int, tile: Tile, side: int) -> tuple[int, int]:
-    """Bytes per image held (float32, and half precision), and of the keys of a launch of side x side pairs."""
+def bytes_needed(D: int, M: int, C: int, tile: Tile, block: int) -> tuple[int, int]:
+    """Bytes per image held (float32, and half precision), and of what comes and goes where blocks have so many images:
+    a launch's keys, and raw tokens, gathered, with their LayerNorm's sums."""
     image = D * (4 * M * C + 2 * padded(M) * -(-C // tile.channels) * tile.channels)
-    rows = side * padded(M)
-    return image, 8 * D * rows * (rows // tile.sub_rows + rows // tile.sub_cols)
+    rows = min(chunk_images(M), block) * padded(M)
+    keys = 8 * D * rows * (rows // tile.sub_rows + rows // tile.sub_cols)
+    return image, keys + 3 * 4 * M * C * min(AT_ONCE, 2 * block)
 
 
 def automatic_block(device: torch.device, P: int, D: int, M: int, C: int, tile: Tile) -> int:
@@ -88,6 +93,5 @@ def automatic_block(device: torch.device, P: int, D: int, M: int, C: int, tile: 
         return 8
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, unused
-    image, launch = bytes_needed(D, M, C, tile, chunk_images(M))
-    room = SHARE * free - launch - AT_ONCE * 3 * 4 * M * C  # raw tokens, gathered, and their LayerNorm's sums
-    return max(1, min(int(room // (2 * image)), -(-P // 2)))
+    image, passing = bytes_needed(D, M, C, tile, P)
+    return max(1, min(int((SHARE * free - passing) // (2 * image)), -(-P // 2)))

@@ -15,7 +15,8 @@ class Held:
     """Blocks of aggregated images on the device, two at most, in float32 and in half precision.
 
     exact: [D, S, M, C]. half: [D, S, 32 blocks, C padded with zeros]: position 32 s + i holds token i `blocks` + s, so
-    that neighbours on the grid, whose cosines are alike, fall into different sub-tiles; past the last token it repeats.
+    that neighbours on the grid, whose cosines are alike, fall into different sub-tiles; past the last token it repeats
+    some of the first.
     error: [D, S], 1.01 e + n of the module's docstring, the largest of an image.
     """
 
