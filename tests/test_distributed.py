@@ -119,6 +119,16 @@ def test_several_devices_give_the_scores_of_one(job):
     torch.testing.assert_close(found, expected(stages, settings, pool), rtol=0, atol=1e-6)
 
 
+def test_what_waits_takes_no_more_than_its_own():
+    """And not the memory of both blocks' distances, of which it is a part."""
+    cut = Cut.of(plan_pool(6), 3)
+    stage = devices.Stage(cut, PLAIN, [], [CPU], [CPU])
+    found = torch.rand(2, 6, 3, 25)
+    stage.add(1, 0, found[:, 3:])
+    assert stage.waiting[1, 0].equal(found[:, 3:])
+    assert stage.waiting[1, 0].untyped_storage().nbytes() == 4 * 2 * 3 * 3 * 25
+
+
 @pytest.mark.parametrize("job", JOBS)
 def test_a_cluster_gives_the_scores_of_one_process(job, threads):
     stages, (settings, pool) = drawn(11), arguments(job)

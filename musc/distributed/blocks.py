@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from musc import engines, msm
-from musc.engines.pairs import Plan, plan_pool
+from musc.engines.pairs import Distances, Plan, plan_pool
 from musc.engines.settings import Settings
 from musc.errors import ConfigError
 
@@ -96,14 +96,14 @@ class Cut:
 
 
 def block_size(P: int, D: int, M: int, *, least: int, most_bytes: int, itemsize: int = 4) -> int:
-    """Images per block: P in at least `least` blocks, and the distances of one pair within `most_bytes`.
+    """Images per block: P in at least `least` even blocks, and the distances of one pair within `most_bytes`.
 
     Example:
-        >>> [block_size(P, 3, 1369, least=8, most_bytes=64 << 20) for P in (200, 2000)]
-        [25, 45]
+        >>> [block_size(P, 3, 1369, least=8, most_bytes=64 << 20) for P in (200, 230, 2000)]
+        [25, 29, 45]
     """
-    most = int((most_bytes / (2 * D * M * itemsize)) ** 0.5)
-    return max(1, min(-(-P // least), most))
+    most = max(1, int((most_bytes / (2 * D * M * itemsize)) ** 0.5))
+    return -(-P // max(least, -(-P // most)))
 
 
 def check_bound(max_bytes: int | None, D: int, M: int, at_once: int = 1, itemsize: int = 4) -> None:
@@ -146,16 +146,22 @@ def compare(
     return out[:, :A], None if b is None else out[:, A:]
 
 
-def reduce(parts: Sequence[np.ndarray], counts: Sequence[Sequence[int]], settings: Settings) -> Float[Tensor, "A M"]:
-    """Eq. 2 and 3's mean over degrees for one row of blocks: patch scores of one stage.
+def reduce(
+    parts: Sequence[Distances], counts: Sequence[Sequence[int]], settings: Settings, device: torch.device
+) -> Float[Tensor, "A M"]:
+    """Eq. 2 and 3's mean over degrees for one row of blocks, on `device`: patch scores of one stage.
 
     parts: distances [D, A, J, M] to each other block, as `compare` returns them; counts: of each part, how many of its
     slots each image uses.
     """
     scores = []
     for i in range(len(counts[0])):  # image by image: sorting needs no second array of all
-        own = np.concatenate([part[:, i, : count[i]] for part, count in zip(parts, counts, strict=True)], axis=1)
-        scores.append(msm.interval_average(torch.from_numpy(own), settings.interval, settings.reduction).mean(dim=0))
+        own = [part[:, i, : count[i]] for part, count in zip(parts, counts, strict=True)]
+        if device.type == "cpu":
+            row = torch.from_numpy(np.concatenate([np.asarray(part) for part in own], axis=1))
+        else:
+            row = torch.cat([torch.as_tensor(part, device=device) for part in own], dim=1)
+        scores.append(msm.interval_average(row, settings.interval, settings.reduction).mean(dim=0))
     return torch.stack(scores)
 
 
@@ -168,8 +174,7 @@ def check(
     for n, tokens in enumerate(stages):
         extra = references[n] if references is not None else tokens[:0]
         engines.check_stage(tokens, s.degrees, extra, s.precision, s.position_window, s.block)
-        for p in range(len(tokens) + len(extra)):
-            engines.check_finite(tokens[p] if p < len(tokens) else extra[p - len(tokens)], p, len(tokens))
+        engines.check_all([*tokens, *extra].__getitem__, len(tokens) + len(extra), len(tokens))
     plan = plan_pool(len(stages[0]), 0 if references is None else len(references[0]), pool, s.seed)
     msm.interval_bounds(plan.J, s.interval)
     return plan

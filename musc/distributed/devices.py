@@ -1,4 +1,7 @@
-"""Several devices in one process: a thread for each takes pairs of blocks from a queue."""
+"""Several devices in one process: a thread for each takes pairs of blocks from a queue.
+
+Rows of blocks are dealt out to the devices: where these are GPUs, distances wait on their row's and are reduced there.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,12 @@ from tqdm import tqdm
 
 from musc.distributed import blocks
 from musc.distributed.blocks import Cut
-from musc.distributed.tasks import Kept, load, save
+from musc.distributed.tasks import load, save
+from musc.engines.memory import SHARE, free_bytes
 from musc.engines.settings import PLAIN, Settings
 
 MOST = 256 << 20  # bytes of the distances of one pair of blocks
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -31,8 +36,10 @@ class Stage:
     cut: Cut
     settings: Settings
     tokens: list[Tensor]  # of every block, on the CPU
+    homes: Sequence[torch.device]  # where distances wait, of row 0, 1, ... in turns
+    reducing: Sequence[torch.device]  # and where they are reduced
     folder: Path | None = None  # of what waits, where memory is not to hold it
-    waiting: dict[tuple[int, int], Kept] = field(default_factory=dict)  # by row and other block
+    waiting: dict[tuple[int, int], Tensor | Path] = field(default_factory=dict)  # by row and other block
     scores: dict[int, Tensor] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
@@ -40,9 +47,10 @@ class Stage:
         """Takes in what a row's block is from another; the thread that completes a row reduces it."""
         if distances is None or row not in self.cut.rows:
             return
-        kept: Kept = distances.cpu().numpy()
         if self.folder is not None:
-            kept = save(self.folder / f"{row}-{other}.npy", distances.cpu().numpy())
+            kept: Tensor | Path = save(self.folder / f"{row}-{other}.npy", distances.cpu().numpy())
+        else:  # a copy: the other block's, which go at another time, lie in the same memory
+            kept = distances.to(self.homes[row % len(self.homes)], copy=True)
         with self.lock:
             self.waiting[row, other] = kept
             others = self.cut.parts(row)
@@ -50,7 +58,8 @@ class Stage:
                 return
             parts = [self.waiting.pop((row, p)) for p in others]
         counts = [self.cut.counts(row, p) for p in others]
-        scores = blocks.reduce([load(part) for part in parts], counts, self.settings)
+        found = [load(part) if isinstance(part, Path) else part for part in parts]
+        scores = blocks.reduce(found, counts, self.settings, self.reducing[row % len(self.reducing)])
         for part in parts:
             if isinstance(part, Path):
                 part.unlink()
@@ -69,9 +78,10 @@ def mutual_scores(
     """`msm.scores` (Eq. 1-3) by several devices of this machine; the scores are the same, on the CPU.
 
     Args:
-        settings: as for one device; block: images per block, two blocks' tokens are on a device at a time. max_bytes:
-            what distances may take in memory. Where more might wait for their rows (a quarter of all), they wait in
-            files of a temporary folder (in `scratch`, if given). None: all wait in memory.
+        settings: as for one device; block: images per block. Two blocks' tokens are on a device at a time; on a GPU
+            those of all, where an eighth of its free memory holds them. max_bytes: what distances may take in memory.
+            Where more might wait for their rows (a quarter of all), they wait in files of a temporary folder (in
+            `scratch`, if given). None: all wait in memory, that of GPUs where half of what is free there holds them.
         devices: a thread for each, such as two GPUs; one that is named twice gets two threads.
         references, pool: as in `msm.mutual_scores`.
 
@@ -87,32 +97,38 @@ def mutual_scores(
     """
     plan = blocks.check(stages, references, pool, settings)
     M, D, max_bytes = stages[0].shape[1], len(settings.degrees), settings.max_bytes
-    most = MOST if max_bytes is None else min(MOST, max_bytes // (4 * len(devices)))
+    # bytes that are free for each thread of the GPU that has the least
+    room = min([(free_bytes(d) or 0) // list(devices).count(d) for d in devices if d.type == "cuda"], default=0)
+    most = room // 16 or MOST
+    if max_bytes is not None:
+        most = min(most, max_bytes // (4 * len(devices)))
     blocks.check_bound(max_bytes, D, M, len(devices))
-    size = settings.block or blocks.block_size(plan.P, D, M, least=3 * len(devices), most_bytes=most)
+    # B blocks make B (B + 1) / 2 pairs, of which those of a block with itself take half the time
+    size = settings.block or blocks.block_size(plan.P, D, M, least=3 * len(devices) - 2, most_bytes=most)
     cut = Cut.of(plan, size)
+    waits = (plan.N // 4 + size) * plan.J * D * M * 4  # bytes: a quarter of all, and of the row that is completed
+    homes = devices if waits <= SHARE * room * len(devices) else [CPU]
     total: Tensor | None = None
     with ExitStack() as leaving:
         folder = None
-        if (
-            max_bytes is not None and max_bytes // 2 < D * plan.N * plan.J * M
-        ):  # a quarter of so many numbers of 4 bytes
+        if max_bytes is not None and max_bytes // 2 < waits:
             folder = Path(leaving.enter_context(tempfile.TemporaryDirectory(prefix="musc-", dir=settings.scratch)))
-        total_pairs, hidden = len(stages) * len(plan.pairs()), None if settings.progress else True
+        total_pairs, hidden = len(stages) * plan.count, None if settings.progress else True
         bar = leaving.enter_context(tqdm(total=total_pairs, desc="pairs", unit="pair", disable=hidden))
         for n, tokens in enumerate(stages):
             extra = None if references is None else references[n]
             every = [blocks.block_tokens(cut, b, tokens, extra) for b in range(len(cut.blocks))]
-            stage = Stage(cut, settings, every, folder)
-            _compute(stage, devices, bar)
-            scores = cut.by_image(torch.cat([stage.scores[row] for row in cut.rows]))
+            stage = Stage(cut, settings, every, homes, devices, folder)
+            _compute(stage, devices, bar, hold=8 * sum(part.nbytes for part in every) <= room)
+            scores = cut.by_image(torch.cat([stage.scores[row].cpu() for row in cut.rows]))
             total = scores if total is None else total + scores
     assert total is not None
     return total / len(stages)
 
 
-def _compute(stage: Stage, devices: Sequence[torch.device], bar: tqdm) -> None:
-    """All pairs of blocks of a stage; the first error of any device ends the work of all."""
+def _compute(stage: Stage, devices: Sequence[torch.device], bar: tqdm, hold: bool) -> None:
+    """All pairs of blocks of a stage; the first error of any device ends the work of all. hold: tokens that a device
+    has had stay there."""
     queue: SimpleQueue[tuple[int, int]] = SimpleQueue()
     for pair in stage.cut.pairs:
         queue.put(pair)
@@ -126,7 +142,8 @@ def _compute(stage: Stage, devices: Sequence[torch.device], bar: tqdm) -> None:
                     a, b = queue.get_nowait()
                 except Empty:
                     return
-                held = {p: held[p] if p in held else stage.tokens[p].to(device) for p in {a, b}}
+                held = held if hold else {p: tokens for p, tokens in held.items() if p in (a, b)}
+                held |= {p: stage.tokens[p].to(device) for p in {a, b} - held.keys()}
                 other = None if a == b else held[b]
                 forward, backward = blocks.compare(held[a], other, stage.cut.wanted(a, b), stage.settings)
                 stage.add(a, b, forward)

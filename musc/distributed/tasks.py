@@ -132,7 +132,7 @@ def reduce(
     place: Place | None, row: int, done: object = None,
 ) -> np.ndarray:  # fmt: skip
     """Patch scores of one row of blocks (`blocks.reduce`); its distances are deleted. done: tasks to wait for."""
-    worker.ready()
+    device = worker.ready()
     if place is not None and place.scores(row).exists():
         return np.load(place.scores(row))
     try:
@@ -141,7 +141,9 @@ def reduce(
         if place is not None and place.scores(row).exists():
             return np.load(place.scores(row))
         raise
-    scores = blocks.reduce(arrays, counts, settings).numpy()
+    if device.type != "cpu":
+        arrays = [_writable(array) for array in arrays]
+    scores = blocks.reduce(arrays, counts, settings, device).cpu().numpy()
     if place is not None:
         save(place.scores(row), scores)
         for part in parts:
