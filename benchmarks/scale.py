@@ -320,12 +320,14 @@ def on_devices(names: str, sizes: tuple[int, ...], sample: int, out: Path) -> No
             for gpu in gpus:
                 torch.cuda.reset_peak_memory_stats(gpu)
             start = time.perf_counter()
-            got = score_by(way, tokens, score)
+            # one device has the tokens before images are chosen, as in the pipeline
+            got = score_by(way, tokens.to(chosen[0]) if len(chosen) == 1 else tokens, score)
             seconds = time.perf_counter() - start
             peak = f"{max(torch.cuda.max_memory_allocated(gpu) for gpu in gpus) / MIB:.0f}" if gpus else ""
             some = torch.linspace(0, N - 1, sample).long().unique().tolist() if way.startswith("exact") else []
             there = tokens.to(chosen[0]) if some else tokens
             off = [(got[i] - alone(there, i).cpu()).abs().max().item() for i in some]
+            del there  # the next peak is without it
             table.add(len(chosen), way, N, kind, f"{seconds:.2f}", peak, f"{max(off):.0e}" if off else "", len(some))
 
 

@@ -57,9 +57,9 @@ def sketches(
     """
     H, W = grid
     shape = min(cells, H), min(cells, W)
-    # image by image: tokens may lie on disk
-    means = [F.adaptive_avg_pool2d(t.float().T.reshape(1, -1, H, W), shape)[0].flatten(1).T for t in tokens]
-    found = torch.stack(means)  # [N, G, C]
+    # image by image, since tokens may lie on disk; on a GPU more, to keep it busy
+    parts = (t.float().mT.reshape(len(t), -1, H, W) for t in tokens.split(1 if tokens.device.type == "cpu" else 64))
+    found = torch.cat([F.adaptive_avg_pool2d(t, shape).flatten(2).mT for t in parts])  # [N, G, C]
     found = found - found.mean(dim=(0, 1))
     flat = found.flatten(0, 1)
     if found.shape[-1] > directions:
@@ -101,8 +101,8 @@ def chosen(neighbours: str | float, tokens: Float[Tensor, "N M C"], grid: tuple[
     S = count(neighbours, len(tokens))
     if S is None:
         return None
-    apart = differences(sketches(tokens, grid)).cpu()
-    return coreset(apart, S) if isinstance(neighbours, str) else shortlists(apart, S)
+    apart = differences(sketches(tokens, grid))
+    return coreset(apart.cpu(), S) if isinstance(neighbours, str) else shortlists(apart, S).cpu()
 
 
 def shortlists(apart: Float[Tensor, "N N"], S: int) -> Int[Tensor, "N S"]:
