@@ -57,10 +57,19 @@ def draw(script: Path, vectors: Path) -> float:
     The cells run in this process, up to the last figure and without the solutions: what a kernel does first, to start
     and to import torch, would take as long as the figures. Raises RuntimeError naming the cell or the figure.
     """
+    from IPython.core.displayhook import DisplayHook
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.capture import capture_output
+    from traitlets import Type
+
+    class Published(DisplayHook):
+        def write_format_data(self, format_dict: dict[str, Any], md_dict: Any = None) -> None:
+            """A cell's value is an output like the others, and drawn once."""
+            self.shell.display_pub.publish(format_dict, md_dict)
 
     class Shell(InteractiveShell):
+        displayhook_class = Type(Published)
+
         def enable_gui(self, gui: str | None = None) -> None:
             """Nothing to do: figures are shown inline."""
 
@@ -82,8 +91,6 @@ def draw(script: Path, vectors: Path) -> float:
             why = result.error_in_exec or result.error_before_exec
             raise RuntimeError(f"{script.name}: {why!r}, in\n{cell['source']}")
         made = {kind: data for output in captured.outputs for kind, data in output.data.items()}
-        if name and result.result is not None and shell.display_formatter:
-            made |= shell.display_formatter.format(result.result)[0]
         if name and not made.keys() >= {"image/svg+xml", "application/pdf"}:
             raise RuntimeError(f"{script.name} drew no vectors of {name}.")
         if name:

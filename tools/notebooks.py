@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from musc import verdicts
 from musc.sources import meaning
+from tools import kernels
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
@@ -171,7 +172,7 @@ def _outline(cell: Any) -> tuple[str, str, dict[str, Any]]:
 
 
 def run(notebook: Any, parameters: dict[str, Any] | None, cwd: Path) -> Any:
-    """The notebook, executed in a fresh kernel of this interpreter. Raises NotebookError with the failing cell."""
+    """The notebook, executed in a kernel of its own. Raises NotebookError with the failing cell."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -181,7 +182,7 @@ def run(notebook: Any, parameters: dict[str, Any] | None, cwd: Path) -> Any:
     if parameters and not known:
         raise NotebookError("parameters were given, but no cell is tagged `parameters`.")
     try:
-        with mock.patch.dict(os.environ, environment):  # the kernel's
+        with kernels.forked(), mock.patch.dict(os.environ, environment):  # the kernel's
             return papermill.execute_notebook(
                 notebook,
                 None,
