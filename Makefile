@@ -10,21 +10,21 @@ CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 # Hundreds of processes start: none compiles our sources again, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: book course test nightly lint setup browser demo weights clean
+.PHONY: book course test nightly lint machine setup browser demo weights clean
 
 book: setup demo weights
 	$(BIN)/python -m tools.book build
 
 # Decks, labs, quizzes' answers, figures and notebooks for a class, in _build/course.
-course: setup browser
+course: machine
 	$(BIN)/python -m tools.course
 
-# The CPU engine's kernels are compiled beside the checks of the text. Then tests and notebooks run from one queue: the
-# notebooks come first, so that nothing long comes last.
-test: setup browser
-	$(BIN)/python -m musc.engines.cpu & compiling=$$!; $(MAKE) lint && wait $$compiling
-	$(BIN)/python -m pytest $(APART) --durations 20 --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
-		notebooks tests
+# The text is checked while the CPU engine's kernels are compiled and the first tests run. Tests and notebooks come from
+# one queue, the notebooks first, so that nothing long comes last.
+test: machine
+	@$(MAKE) lint & checking=$$!; $(BIN)/python -m musc.engines.cpu && $(BIN)/python -m pytest $(APART) --durations 20 \
+		--nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks tests; tested=$$?; \
+	wait $$checking || { echo "lint failed: what it said stands above the tests"; exit 1; }; exit $$tested
 
 # What takes too long for every change: tests that repeat a daily one on more, the notebooks with small parameters.
 nightly: setup
@@ -37,12 +37,17 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# At 192 px in place of 256 it takes half as long; its mean image AUROC is 91.6 % in place of 94.1 %.
 demo: setup
-	$(BIN)/musc evaluate synthetic --backbone procedural --out results
+	$(BIN)/musc evaluate synthetic --backbone procedural --image-size 192 --out results
 
 # Networks that saw photographs, 88 MB each; pages that show them keep what was committed where none can be fetched.
 weights: setup
 	@$(BIN)/musc weights dinov2_vits14 focus_vits14 || echo "the book goes on without the weights that are missing"
+
+# Python's packages and the browser come from different places, at the same time.
+machine:
+	@$(MAKE) --no-print-directory -j2 setup browser
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt

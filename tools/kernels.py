@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -53,7 +53,8 @@ class Process:
         return 0
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -100,7 +101,7 @@ def _server() -> subprocess.Popen[str]:
     server = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    atexit.register(server.terminate)
+    atexit.register(server.communicate)  # it ends when nobody can order any more
     return server
 
 
@@ -132,7 +133,7 @@ def become_kernel(argv: list[str], cwd: str, env: dict[str, str]) -> None:
     os.environ.update(env, JPY_PARENT_PID=str(os.getppid()))
     os.chdir(cwd)
     sys.path.remove(str(ROOT))
-    del sys.modules["tools"]
+    del sys.modules["tools"], sys.modules["__mp_main__"]
     pandas.options.display.max_columns = 20  # as where a kernel imports it
     launch_new_instance(argv)
 
