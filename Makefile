@@ -19,8 +19,8 @@ book: setup demo weights
 course: machine
 	$(BIN)/python -m tools.course
 
-# The text is checked while the CPU engine's kernels are compiled and the first tests run. Tests and notebooks come from
-# one queue, the notebooks first, so that nothing long comes last.
+# The text is checked while the CPU engine's kernels are compiled, if they have changed, and the first tests run. Tests
+# and notebooks come from one queue, the notebooks first, so that nothing long comes last.
 test: machine
 	@$(MAKE) lint & checking=$$!; $(BIN)/python -m musc.engines.cpu && $(BIN)/python -m pytest $(APART) --durations 20 \
 		--nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks tests; tested=$$?; \
@@ -49,11 +49,13 @@ weights: setup
 machine:
 	@$(MAKE) --no-print-directory -j2 setup browser
 
+# Bytecode on all cores, where pip would take one and half of its time. The CPU engine's kernels, which a first run would
+# compile aside: with all cores at work that takes minutes, and plain torch computes meanwhile.
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --no-compile $(CONSTRAINTS) -e '.[all]'
-	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true  # on all cores; pip takes one, and half its time
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null & $(BIN)/python -m musc.engines.cpu; wait
 	@touch $@
 
 # The tests of the built pages want a Chromium; where it cannot be installed they say so and are skipped.
