@@ -43,7 +43,7 @@ INPUTS = (
     "pretraining/*.csv",
     "tools/*.py",
     "course/quizzes/*.md",
-    "benchmarks/results/*",
+    "benchmarks/results/**/*",
 )
 # Packages of musc whose parts the API pages show as one.
 GATHERED = (
