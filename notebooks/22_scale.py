@@ -98,8 +98,9 @@ plt.show()
 # %% [markdown]
 # A share of look-alikes is still a share of $N^2$ pairs: it divides the time and leaves the exponent as it is. On a GPU the pairs are the same and
 # each takes less; with 16 x 16 x 384 tokens an H200 was measured up to 2,000 images, in [Performance](../book/performance.md). The table
-# below is for the tokens and the ways of this chapter, on one GPU and on two: `python -m benchmarks.scale gpu --devices cuda:0` and
-# `--devices cuda:0,cuda:1` fill it. Seconds are those of the clock; peak and error are those of exact scoring, the error against float64.
+# below is for the tokens and the ways of this chapter, on one NVIDIA H200, and on two where somebody has them:
+# `python -m benchmarks.scale gpu --devices cuda:0` and `--devices cuda:0,cuda:1` fill it. Seconds are those of the clock, and the first
+# look-alikes probably pay for what a library loads once; peak and error are those of exact scoring, the error against float64.
 
 # %%
 WAYS = ["exact", "5 % look-alikes", "20 references"]
