@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are for
 LOOK = """\
 import os, subprocess, sys
 import matplotlib, pandas
-print(os.getcwd(), matplotlib.get_backend(), os.environ["PYTHONHASHSEED"], [p for p in sys.path if "tmp" not in p])
+print(os.getcwd(), matplotlib.get_backend(), hash("a"), [p for p in sys.path if "tmp" not in p])
 print(subprocess.run(["false"]).returncode, "tools" in sys.modules, sys.modules["__main__"].__dict__ is globals())
 print(pandas.DataFrame({f"a long name of a column {n}": [n] for n in range(9)}))
 pandas.DataFrame({n: range(70) for n in range(30)})

@@ -28,6 +28,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvision
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "musc-forked"
 LAUNCHER = "ipykernel_launcher"  # the module that a kernel of its own runs
+AT_START = ("MPLBACKEND", "OMP_NUM_THREADS", "PYTHONHASHSEED")  # what Python and the libraries read once
 PRELOADED = ("IPython", "matplotlib.pyplot", "numba", "pandas", "scipy", "seaborn", "sklearn.metrics", "torch")
 
 
@@ -71,11 +72,11 @@ class Forked(LocalProvisioner):
             return await super().launch_kernel(cmd, **kwargs)
         self.cwd = kwargs.get("cwd") or Path.cwd()
         order = {"argv": cmd[cmd.index(LAUNCHER) + 1 :], "cwd": str(self.cwd), "env": kwargs["env"]}
-        orders, answers = _server().stdin, _server().stdout
-        assert orders is not None
-        assert answers is not None
-        print(json.dumps(order), file=orders, flush=True)
-        self.process = Process(int(answers.readline()))
+        server = _server(*(kwargs["env"].get(name) for name in AT_START))
+        assert server.stdin is not None
+        assert server.stdout is not None
+        print(json.dumps(order), file=server.stdin, flush=True)
+        self.process = Process(int(server.stdout.readline()))
         self.pid = self.pgid = self.process.pid
         return self.connection_info
 
@@ -94,9 +95,11 @@ def forked() -> Iterator[None]:
 
 
 @cache
-def _server() -> subprocess.Popen[str]:
-    """Started with the first kernel, ended with this process."""
-    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+def _server(*values: str | None) -> subprocess.Popen[str]:
+    """One for each choice of AT_START, started with its first kernel and ended with this process."""
+    environment = {name: value for name, value in os.environ.items() if name not in AT_START}
+    environment |= {name: value for name, value in zip(AT_START, values, strict=True) if value is not None}
+    environment.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel has it
     command = [sys.executable, "-m", __name__]
     server = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
