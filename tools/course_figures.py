@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tools import book, notebooks
+from tools import book, kernels, notebooks
 
 BEGIN = """\
 %matplotlib inline
@@ -29,8 +29,7 @@ BEGIN = """\
 import matplotlib as _m
 _m.rcParams |= {'svg.hashsalt': 'musc', 'path.simplify_threshold': 1.0}
 """
-PRELOADED = ["IPython", "matplotlib.pyplot", "pandas", "scipy", "seaborn", "sklearn.metrics", "torch"]
-PRELOADED += ["musc.pipeline", "musc.reproduce"]
+PRELOADED = [*kernels.PRELOADED, "musc.pipeline", "musc.reproduce"]
 LICENCE = "MIT, as the package; the photographs in it are those of scikit-image (brick, gravel, grass: CC0)"
 COLUMNS = ("figure", "caption", "alt text", "notebook", "licence")
 
